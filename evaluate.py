@@ -1,0 +1,46 @@
+"""Score a checkpoint or a results file: `python evaluate.py ckpt=...`, `python evaluate.py --help`."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from maskrcnn.config import build, build_trainer, command
+from maskrcnn.errors import UserError
+from maskrcnn.evaluation.coco import read_results, score
+from maskrcnn.evaluation.results import match_categories
+from maskrcnn.models.weights import load_weights, read_weights
+from maskrcnn.training.callbacks import write_report, write_scores
+from maskrcnn.training.module import MaskRCNNModule
+
+
+@command("evaluate", owned_by_checkpoint=True)
+def main(cfg: DictConfig) -> float | None:
+    """Print both COCO tables; write metrics.json and predictions.json. Returns the mask AP."""
+    if (cfg.ckpt is None) == (cfg.predictions is None):
+        raise UserError("ckpt, predictions: give one of them, ckpt=file.ckpt or predictions=results.json")
+    data = build(cfg.data, key="data", trust=cfg.trust)
+    data.load("val")
+    folder = Path(cfg.trainer.default_root_dir)
+    if cfg.predictions is not None:
+        results, kinds = read_results(Path(cfg.predictions).expanduser(), data.ground_truth)
+        scores = score(data.ground_truth, results, image_ids=data.val_image_ids, kinds=kinds)
+        write_scores(folder, scores, images=len(data.val_image_ids))
+        return scores.get("mask", scores.get("box", {})).get("ap")
+
+    weights = read_weights(cfg.ckpt)
+    category_ids = match_categories(weights.categories, data.categories, source=f"ckpt={cfg.ckpt}")
+    cfg.model.num_classes = len(weights.categories)
+    cfg.model.backbone.weights = None  # they are in the checkpoint
+    model = build(cfg.model, key="model", trust=cfg.trust)
+    load_weights(model, weights)
+    module = MaskRCNNModule(
+        model=model, categories=weights.categories, category_ids=category_ids, ground_truth=data.ground_truth
+    )
+    trainer = build_trainer(cfg)
+    trainer.validate(module, datamodule=data, verbose=False)
+    write_report(trainer, module, predictions=True)
+    return module.scores["mask"]["ap"]
+
+
+if __name__ == "__main__":
+    main()

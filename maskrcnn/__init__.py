@@ -1,0 +1,1 @@
+"""Mask R-CNN for instance segmentation, trained with PyTorch Lightning and configured with Hydra."""

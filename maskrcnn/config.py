@@ -1,0 +1,301 @@
+"""Between the command line and the objects: the only module of the package that knows Hydra and OmegaConf."""
+
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from importlib import import_module
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import SchemaError
+from pytorch_lightning import Trainer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from maskrcnn.errors import UserError
+from maskrcnn.models.weights import Weights, read_weights
+
+# Everything that a config may build. Exact names: a whole package would let torch.load or torch.hub.load through.
+BUILDABLE = frozenset(
+    {
+        "maskrcnn.data.augment.Augment",
+        "maskrcnn.data.augment.HorizontalFlip",
+        "maskrcnn.data.datamodule.DetectionDataModule",
+        "maskrcnn.data.shapes.ShapesDrawing",
+        "maskrcnn.data.pixels.ColorJitter",
+        "maskrcnn.models.anchors.AnchorGenerator",
+        "maskrcnn.models.backbones.ResNet",
+        "maskrcnn.models.input.ModelInput",
+        "maskrcnn.models.mask_rcnn.MaskRCNN",
+        "maskrcnn.models.matching.BalancedSampler",
+        "maskrcnn.models.matching.Matcher",
+        "maskrcnn.models.necks.FPN",
+        "maskrcnn.models.roi_align.RoIAlign",
+        "maskrcnn.models.roi_heads.BoxHead",
+        "maskrcnn.models.roi_heads.MaskHead",
+        "maskrcnn.models.roi_heads.RoISettings",
+        "maskrcnn.models.roi_heads.RoIStage",
+        "maskrcnn.models.rpn.RPN",
+        "maskrcnn.training.callbacks.Pictures",
+        "maskrcnn.training.callbacks.ProgressBar",
+        "maskrcnn.training.callbacks.ScoreLine",
+        "maskrcnn.training.callbacks.Speed",
+        "maskrcnn.training.schedules.cosine",
+        "maskrcnn.training.schedules.multistep",
+        "pytorch_lightning.Trainer",
+        "pytorch_lightning.callbacks.ModelCheckpoint",
+        "pytorch_lightning.loggers.CSVLogger",
+        "pytorch_lightning.loggers.TensorBoardLogger",
+        "torch.optim.Adam",
+        "torch.optim.AdamW",
+        "torch.optim.SGD",
+    }
+)
+
+# Keys whose values are paths: quoted before Hydra parses them, since Hydra's grammar claims = , [ ] ~ and spaces.
+PATH_KEYS = frozenset(
+    {
+        "ckpt",
+        "data.root",
+        "data.train_annotations",
+        "data.train_images",
+        "data.val_annotations",
+        "data.val_images",
+        "hydra.run.dir",
+        "hydra.sweep.dir",
+        "init",
+        "model.backbone.weights",
+        "predictions",
+    }
+)
+
+_QUOTED = re.compile(r"""'.*'|".*"|choice\(.*\)|null|""", re.DOTALL)
+_SCALARS = (bool, int, float, str, type(None))
+
+
+def command(config_name: str, *, owned_by_checkpoint: bool = False) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+    """Make a function of the config a command: compose, run, and turn a user's mistake into one line.
+
+    Args:
+        config_name: The primary config in `conf/`.
+        owned_by_checkpoint: The checkpoint `ckpt=` brings its `model` and `data` as config group options.
+    """
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], Any]:
+        def main() -> Any:
+            started = time.time()
+
+            @wraps(task)
+            def guarded(cfg: DictConfig) -> Any:
+                try:
+                    return task(cfg)
+                except (UserError, MisconfigurationException, OmegaConfBaseException) as error:
+                    _remove_unused(Path(HydraConfig.get().runtime.output_dir), since=started)
+                    _exit(error)
+
+            try:
+                arguments = [quote_path(argument) for argument in sys.argv[1:]]
+                if owned_by_checkpoint:
+                    arguments += checkpoint_options(arguments)
+            except UserError as error:
+                _exit(error)
+            sys.argv[1:] = arguments
+            return hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(guarded)()
+
+        return main
+
+    return decorate
+
+
+def config_folder() -> Path:
+    """The `conf` tree: inside the package where it is installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def quote_path(argument: str) -> str:
+    """Quote the value of a `key=path` argument; anything else comes back as it is."""
+    key, equals, value = argument.partition("=")
+    if not equals or key.lstrip("+") not in PATH_KEYS or _QUOTED.fullmatch(value):
+        return argument
+    # In Hydra's grammar a backslash is special only before a quote or at the end.
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
+    return f"{key}='{escaped}'"
+
+
+def checkpoint_options(arguments: Sequence[str]) -> list[str]:
+    """Offer what a checkpoint brings as the config group option `checkpoint`, and choose it.
+
+    A torchvision file implies `model=torchvision`. A group that the user chose replaces the checkpoint's.
+
+    Raises:
+        UserError: The checkpoint cannot be read.
+    """
+    values = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    path = _unquote(values.get("ckpt", "null"))
+    if path in ("null", "") or {"--help", "-h", "--hydra-help", "--shell-completion", "-sc"} & set(arguments):
+        return []
+    weights = read_weights(path)
+    if weights.source == "torchvision":
+        chosen = {"model": "torchvision"}
+        settings = [f"model.{key}={value}" for key, value in weights.settings.items()]
+    else:
+        _store_options(weights)
+        chosen = {"model": "checkpoint", "data": "checkpoint"}
+        settings = []
+    return [f"{group}={option}" for group, option in chosen.items() if group not in values] + settings
+
+
+def _store_options(weights: Weights) -> None:
+    store = ConfigStore.instance()
+    model = dict(weights.config["model"])
+    subgroups = [entry.name for entry in (config_folder() / "model").iterdir() if entry.is_dir() and entry.name in model]
+    for name in subgroups:
+        store.store(group=f"model/{name}", name="checkpoint", node=model.pop(name))
+    defaults = [{name: "checkpoint"} for name in subgroups]
+    store.store(group="model", name="checkpoint", node={"defaults": [*defaults, "_self_"], **model})
+    store.store(group="data", name="checkpoint", node=weights.config["data"])
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain dicts, lists and scalars, with every reference resolved."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def build(node: Any, *, key: str, trust: Sequence[str] = (), **extra: Any) -> Any:
+    """Build what a config node describes: `_target_` is called with its other entries.
+
+    Args:
+        node: A config node, or a plain value.
+        key: Where the node stands in the config, for messages.
+        trust: Packages besides ours that may be built from.
+        extra: More arguments for the outermost call.
+
+    Raises:
+        UserError: A target is not allowed, or refuses an argument; names the key.
+    """
+    if isinstance(node, DictConfig):
+        node = plain(node)
+    if isinstance(node, list):
+        return [build(item, key=f"{key}.{i}", trust=trust) for i, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    arguments = {
+        name: build(value, key=f"{key}.{name}", trust=trust)
+        for name, value in node.items()
+        if name not in ("_target_", "_partial_") and name not in extra
+    }
+    if "_target_" not in node:
+        return arguments
+    target = _locate(node["_target_"], key, trust)
+    _check_types(target, arguments, key)
+    arguments |= extra
+    if node.get("_partial_"):
+        return _Deferred(target, arguments, key)
+    return _call(target, arguments, key)
+
+
+def build_trainer(cfg: DictConfig) -> Trainer:
+    """The Trainer with its callbacks, checkpoints and loggers.
+
+    Raises:
+        UserError: One of them refuses an argument.
+    """
+    callbacks = build(cfg.callbacks, key="callbacks", trust=cfg.trust)
+    if not cfg.trainer.enable_progress_bar:
+        callbacks.pop("progress_bar", None)  # Lightning refuses a bar that it is told to leave out
+    if "checkpoint" in cfg and cfg.trainer.enable_checkpointing:
+        callbacks["checkpoint"] = build(cfg.checkpoint, key="checkpoint", trust=cfg.trust)
+    loggers = build(cfg.logger, key="logger", trust=cfg.trust)
+    return build(cfg.trainer, key="trainer", callbacks=list(callbacks.values()), logger=list(loggers.values()))
+
+
+class _Deferred:
+    """A call that still lacks arguments, such as a neck that needs the backbone's channels."""
+
+    def __init__(self, target: Callable[..., Any], arguments: dict[str, Any], key: str) -> None:
+        self._target, self._arguments, self._key = target, arguments, key
+
+    def __call__(self, *args: Any, **more: Any) -> Any:
+        return _call(self._target, self._arguments | more, self._key, *args)
+
+
+def _call(target: Callable[..., Any], arguments: Mapping[str, Any], key: str, *args: Any) -> Any:
+    try:
+        return target(*args, **arguments)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UserError(f"{key}: {_one_line(error)}") from error
+
+
+def _locate(name: str, key: str, trust: Sequence[str]) -> Callable[..., Any]:
+    trusted = any(name.startswith(f"{package}.") for package in trust)
+    if name not in BUILDABLE and not trusted:
+        raise UserError(
+            f"{key}._target_={name}: is not among the classes that a config may build; "
+            "for code of your own that you trust, add trust=[its_package]"
+        )
+    try:
+        module, _, attribute = name.rpartition(".")
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{key}._target_={name}: cannot be imported ({_one_line(error)})") from error
+
+
+def _check_types(target: Callable[..., Any], arguments: Mapping[str, Any], key: str) -> None:
+    """Hold plain values against the annotations of the target, so that `Ture` is not taken for true."""
+    parameters = signature(target).parameters
+    open_ended = any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
+    constructor = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+    hints = get_type_hints(constructor)
+    for name, value in arguments.items():
+        if name not in parameters:
+            if open_ended:
+                continue
+            raise UserError(f"{key}.{name}: unknown key; {key} takes {', '.join(p for p in parameters if p != 'self')}")
+        if name not in hints or not _is_plain(value):
+            continue
+        try:
+            TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise UserError(f"{key}.{name}={value}: {error.errors()[0]['msg'].lower()}") from None
+        except (PydanticUserError, SchemaError):
+            continue  # an annotation of a library that says nothing about plain values
+    return None
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _SCALARS)
+
+
+def _unquote(value: str) -> str:
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        return re.sub(r"(\\+)('|$)", lambda m: "\\" * (len(m[1]) // 2) + m[2], value[1:-1])
+    return value
+
+
+def _remove_unused(folder: Path, *, since: float) -> None:
+    """Remove the run folder of a run that never got anywhere, unless something in it is older or of value."""
+    if not folder.is_dir() or (folder / "checkpoints").exists():
+        return
+    if all(entry.stat().st_mtime >= since - 1 for entry in folder.rglob("*")):
+        shutil.rmtree(folder)
+
+
+def _one_line(error: BaseException) -> str:
+    # A worker process sends its traceback along; what the user needs is behind it.
+    text = str(error).rsplit("UserError: ", 1)[-1]
+    return " ".join(text.split())
+
+
+def _exit(error: BaseException) -> None:
+    print(f"error: {_one_line(error)}", file=sys.stderr)
+    raise SystemExit(1)

@@ -1,0 +1,1 @@
+"""Datasets, samples and batches: from an image file to a training target."""

@@ -1,0 +1,1 @@
+"""Scores and pictures, from detections and annotations alone."""

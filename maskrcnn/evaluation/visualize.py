@@ -1,0 +1,153 @@
+"""Pictures of instances: masks, boxes and labels drawn over an image."""
+
+from __future__ import annotations
+
+import colorsys
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from faster_coco_eval import mask as mask_utils
+from PIL import Image, ImageDraw, ImageFont
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+Color = tuple[int, int, int]
+_Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
+
+_MIN_SIDE = 320  # px; labels are legible from here on
+_MASK_ALPHA = 0.45
+_MARGIN = 3  # px around the text of a label
+_GAP = 8  # px between pictures
+_BACKGROUND: Color = (32, 32, 32)
+_FOREGROUND: Color = (240, 240, 240)
+
+
+def class_color(name: str) -> Color:
+    """The RGB color of a class, the same in every run."""
+    digest = zlib.crc32(name.encode())
+    hue = digest % 360 / 360
+    saturation, value = ((0.95, 1.0), (0.65, 1.0), (0.9, 0.8))[digest // 360 % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_instances(
+    image: np.ndarray,
+    *,
+    boxes: np.ndarray,
+    masks: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    scores: Sequence[float] | None = None,
+) -> np.ndarray:
+    """Draws instances in the colors of their classes.
+
+    Args:
+        image: uint8 [H, W, 3], RGB.
+        boxes: [N, 4], x1, y1, x2, y2 in pixels of the image.
+        masks: N compressed RLEs of size [H, W].
+        names: N class names.
+        scores: N scores in [0, 1] for the labels, or None for labels without one.
+
+    Returns:
+        uint8 [H', W', 3], a new picture. It is k times as large as the image, where k is the smallest integer
+        that makes the short side at least 320 px.
+    """
+    scale = -(-_MIN_SIDE // min(image.shape[:2]))
+    canvas = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    if not names:
+        return canvas
+    unit = min(canvas.shape[:2])
+    line = max(2, unit // 240)
+    colors = [class_color(name) for name in names]
+    corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale
+
+    canvas = _draw_masks(canvas, masks, colors, scale, line)
+    drawn = draw_bounding_boxes(
+        _to_tensor(canvas), torch.from_numpy(corners), colors=list(colors), width=line
+    )
+    labels = list(names)
+    if scores is not None:
+        labels = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
+    return _draw_labels(_to_array(drawn), corners, labels, colors, font_size=max(14, unit // 30))
+
+
+def side_by_side(
+    left: np.ndarray, right: np.ndarray, *, titles: tuple[str, str] = ("prediction", "ground truth")
+) -> np.ndarray:
+    """Puts two uint8 [H, W, 3] pictures side by side, each below its title; pads the lower one."""
+    font = ImageFont.load_default(size=18)
+    strip = 30
+    height = max(left.shape[0], right.shape[0]) + strip
+    width = left.shape[1] + _GAP + right.shape[1]
+    sheet = Image.new("RGB", (width, height), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for picture, title, x in ((left, titles[0], 0), (right, titles[1], left.shape[1] + _GAP)):
+        sheet.paste(Image.fromarray(picture), (x, strip))
+        draw.text((x + picture.shape[1] // 2, strip // 2), title, fill=_FOREGROUND, font=font, anchor="mm")
+    return np.array(sheet)
+
+
+def _to_tensor(picture: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(picture).permute(2, 0, 1)
+
+
+def _to_array(picture: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
+
+
+def _draw_masks(
+    canvas: np.ndarray, rles: Sequence[dict[str, Any]], colors: list[Color], scale: int, line: int
+) -> np.ndarray:
+    """Tints the masks and draws their contours; of two that overlap the smaller is on top."""
+    masks = [mask_utils.decode(rle).repeat(scale, axis=0).repeat(scale, axis=1) for rle in rles]
+    order = sorted(range(len(masks)), key=lambda i: -int(masks[i].sum()))
+    # torchvision paints pixels of several masks black, so each pixel is given to one.
+    owner = np.full(canvas.shape[:2], -1)
+    for i in order:
+        owner[masks[i] > 0] = i
+    visible = torch.from_numpy(owner == np.arange(len(masks))[:, None, None])
+    tinted = draw_segmentation_masks(_to_tensor(canvas), visible, alpha=_MASK_ALPHA, colors=list(colors))
+    picture = _to_array(tinted)
+    for i in order:
+        contours, _ = cv2.findContours(masks[i], cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(picture, contours, -1, colors[i], max(1, line // 2), cv2.LINE_AA)
+    return picture
+
+
+def _draw_labels(
+    picture: np.ndarray, corners: np.ndarray, labels: list[str], colors: list[Color], font_size: int
+) -> np.ndarray:
+    """Writes the labels on plates in their colors, clear of each other where there is room."""
+    font = ImageFont.load_default(size=font_size)
+    sheet = Image.fromarray(picture)
+    draw = ImageDraw.Draw(sheet)
+    plates: list[_Rectangle] = []
+    for box, label in zip(corners, labels, strict=True):
+        width = round(draw.textlength(label, font=font)) + 2 * _MARGIN
+        plates.append(_place(box, width, font_size + 2 * _MARGIN, sheet.size, plates))
+    for plate, label, color in reversed(list(zip(plates, labels, colors, strict=True))):
+        draw.rectangle(plate, fill=color)
+        ink = "black" if np.dot(color, (0.299, 0.587, 0.114)) > 128 else "white"
+        draw.text((plate[0] + _MARGIN, (plate[1] + plate[3]) // 2), label, fill=ink, font=font, anchor="lm")
+    return np.array(sheet)
+
+
+def _place(
+    box: np.ndarray, width: int, height: int, size: tuple[int, int], taken: list[_Rectangle]
+) -> _Rectangle:
+    """The plate of a label: above its box, else inside, else below, within a picture of (width, height)."""
+    x1, y1, x2, y2 = (round(value) for value in box.tolist())
+    plates = []
+    for y in (y1 - height, y1, y2, y2 - height):
+        for x in (x1, x2 - width):
+            left, top = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
+            plates.append((left, top, left + width, top + height))
+    free = [plate for plate in plates if not any(_overlap(plate, other) for other in taken)]
+    return (free or plates)[0]
+
+
+def _overlap(a: _Rectangle, b: _Rectangle) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

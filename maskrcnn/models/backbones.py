@@ -1,0 +1,70 @@
+"""Backbones: from pictures to maps of growing stride.
+
+in   [B, 3, H, W], normalised
+out  list of [B, C_i, H / 2^i, W / 2^i], i = 2..5 (c2..c5)
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from maskrcnn.models.weights import load_backbone_weights
+
+
+class ResNet(nn.Module):
+    """ResNet (He et al. 2016) without its classifier.
+
+    Args:
+        name: The network in torchvision: `resnet50` or `resnet18`.
+        weights: `default` for torchvision's best ImageNet weights, a state-dict file, or null for random ones.
+        norm: `bn`, `frozen_bn` (fixed statistics and affine, for small batches) or `gn`.
+        norm_eps: Added to the variance by the normalisation.
+        frozen_stages: How many of stem, stage 2, ... 5 get no gradient, counted from the stem.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: Literal["resnet18", "resnet50"] = "resnet50",
+        weights: str | None = "default",
+        norm: Literal["bn", "frozen_bn", "gn"] = "bn",
+        norm_eps: float = 1e-5,
+        frozen_stages: int = 0,
+    ) -> None:
+        super().__init__()
+        if name not in ("resnet18", "resnet50"):
+            raise ValueError(f"name must be resnet18 or resnet50, got {name!r}")
+        if not 0 <= frozen_stages <= 5:
+            raise ValueError(f"frozen_stages must be between 0 and 5, got {frozen_stages}")
+        body = torchvision.models.get_model(name, weights=None, norm_layer=_norm_layer(norm, norm_eps))
+        if weights is not None:
+            load_backbone_weights(body, name=name, weights=weights)
+        self.conv1, self.bn1, self.relu, self.maxpool = body.conv1, body.bn1, body.relu, body.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = body.layer1, body.layer2, body.layer3, body.layer4
+        self.out_channels = [stage[-1].conv1.in_channels for stage in (self.layer1, self.layer2, self.layer3, self.layer4)]
+        stem = nn.ModuleList([self.conv1, self.bn1])
+        for stage in [stem, self.layer1, self.layer2, self.layer3, self.layer4][:frozen_stages]:
+            stage.requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """Maps c2..c5, finest first."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(pixels))))
+        features = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+def _norm_layer(norm: str, eps: float) -> Callable[[int], nn.Module]:
+    if norm == "bn":
+        return partial(nn.BatchNorm2d, eps=eps)
+    if norm == "frozen_bn":
+        return partial(FrozenBatchNorm2d, eps=eps)
+    if norm == "gn":
+        return lambda channels: nn.GroupNorm(32, channels, eps=eps)
+    raise ValueError(f"norm must be bn, frozen_bn or gn, got {norm!r}")

@@ -1,0 +1,132 @@
+"""Mask R-CNN (He et al. 2017).
+
+B images, K classes
+images      list of B tensors [3, h, w], as they come from their files
+batch       ImageBatch: padded pixels [B, 3, H, W] at the size the network sees, with their valid sizes
+targets     list of B dicts: boxes [G, 4], labels [G] in 1..K, masks uint8 [G, S, S] (each cropped to its box)
+features    p2..p6, list of 5 [B, C, H / 2^i, W / 2^i]
+detections  list of B dicts: boxes [D, 4], labels [D], scores [D], mask_probs [D, M, M]
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn.models.anchors import AnchorGenerator
+from maskrcnn.models.input import ModelInput
+from maskrcnn.models.roi_align import RoIAlign
+from maskrcnn.models.roi_heads import BoxHead, MaskHead, RoIHeads, RoISettings
+from maskrcnn.models.rpn import RPN
+from maskrcnn.ops.boxes import scale_boxes
+from maskrcnn.ops.image_batch import ImageBatch
+
+LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
+# Channels of p2..p6 have these strides whatever the backbone.
+STRIDES = (4, 8, 16, 32, 64)
+
+
+class MaskRCNN(nn.Module):
+    """Backbone, neck, RPN and RoI heads.
+
+    Args:
+        num_classes: Foreground classes.
+        input: The picture that the network expects.
+        backbone: Pixels to c2..c5; has `out_channels`.
+        neck: Makes the neck, called with in_channels; the neck has `out_channels`.
+        anchors: Reference boxes of the RPN.
+        rpn: Makes the RPN, called with in_channels and anchors.
+        roi_align: Pooling for both heads.
+        roi: Rounds of box refinement and the sampling of RoIs.
+        box_head, mask_head: Make the heads, called with in_channels and num_classes.
+        score_thresh: Detections with a lower score are dropped.
+        nms_thresh: IoU above which the lower-scored of two boxes of one class is dropped.
+        detections_per_image: The best-scored detections that are kept.
+        loss_weights: Factor of each loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        input: ModelInput,
+        backbone: nn.Module,
+        neck: Callable[..., nn.Module],
+        anchors: AnchorGenerator,
+        rpn: Callable[..., RPN],
+        roi_align: RoIAlign,
+        roi: RoISettings,
+        box_head: Callable[..., BoxHead],
+        mask_head: Callable[..., MaskHead],
+        score_thresh: float = 0.05,
+        nms_thresh: float = 0.5,
+        detections_per_image: int = 100,
+        loss_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        for name, value in (("score_thresh", score_thresh), ("nms_thresh", nms_thresh)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        if detections_per_image < 1:
+            raise ValueError(f"detections_per_image must be at least 1, got {detections_per_image}")
+        unknown = sorted(set(loss_weights or ()) - set(LOSSES))
+        if unknown:
+            raise ValueError(f"loss_weights has no {', '.join(unknown)}; the losses are {', '.join(LOSSES)}")
+        self.loss_weights = dict.fromkeys(LOSSES, 1.0) | dict(loss_weights or {})
+        self.num_classes = num_classes
+        self.input = input
+        self.backbone = backbone
+        self.neck = neck(in_channels=backbone.out_channels)
+        channels = self.neck.out_channels
+        self.rpn = rpn(in_channels=channels, anchors=anchors)
+        self.roi_heads = RoIHeads(
+            in_channels=channels,
+            strides=STRIDES,
+            num_classes=num_classes,
+            roi=roi,
+            roi_align=roi_align,
+            box_head=box_head,
+            mask_head=mask_head,
+            score_thresh=score_thresh,
+            nms_thresh=nms_thresh,
+            detections_per_image=detections_per_image,
+        )
+
+    def forward(self, batch: ImageBatch, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The five losses, each times its weight.
+
+        Raises:
+            ValueError: A target box has no positive width and height.
+        """
+        _check_targets(targets)
+        features = self._features(self.input(batch))
+        proposals, losses = self.rpn(features, batch, targets)
+        losses |= self.roi_heads.losses(features, proposals, targets)
+        return {name: loss * self.loss_weights[name] for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def predict(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Detections in pixels of the given pictures, best first."""
+        batch = self.input.prepare(images)
+        features = self._features(batch)
+        proposals, _ = self.rpn(features, batch)
+        detections = self.roi_heads.detect(features, proposals, batch)
+        for detection, image, size in zip(detections, images, batch.sizes, strict=True):
+            original = (image.shape[-2], image.shape[-1])
+            detection["boxes"] = scale_boxes(detection["boxes"], old_size=size, new_size=original)
+        return detections
+
+    def _features(self, batch: ImageBatch) -> list[Tensor]:
+        return self.neck(self.backbone(batch.pixels))
+
+
+def _check_targets(targets: list[dict[str, Tensor]]) -> None:
+    """Boxes without a size make the loss NaN many steps before anyone sees it."""
+    bad = torch.stack([(t["boxes"][:, 2:] <= t["boxes"][:, :2]).any() for t in targets])
+    if bad.any():
+        index = int(bad.nonzero()[0])
+        boxes = targets[index]["boxes"]
+        box = boxes[(boxes[:, 2:] <= boxes[:, :2]).any(dim=1)][0].tolist()
+        raise ValueError(f"invalid box {box} for target at index {index}: width and height must be positive")

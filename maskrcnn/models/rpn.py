@@ -1,0 +1,169 @@
+"""Region Proposal Network (Faster R-CNN, section 3.1).
+
+B images, L levels, A anchors per cell, N = sum over levels of H_l * W_l * A
+features    list of L [B, C, H_l, W_l]
+objectness  logits, per level [B, H_l * W_l * A]
+deltas      per level [B, H_l * W_l * A, 4]
+anchors     per level [H_l * W_l * A, 4]
+proposals   list of B [P_i, 4], P_i <= post_nms_top_n
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+
+from maskrcnn.models.anchors import AnchorGenerator
+from maskrcnn.models.losses import BoxLossName, box_regression_loss, check_box_loss, check_coder_weights
+from maskrcnn.models.matching import BalancedSampler, Matcher
+from maskrcnn.ops.boxes import decode_boxes
+from maskrcnn.ops.image_batch import ImageBatch
+
+
+class RPN(nn.Module):
+    """Proposes boxes that may hold an object.
+
+    Args:
+        in_channels: Channels of the features, from the neck.
+        anchors: The anchor generator.
+        num_convs: 3 x 3 convolutions before the two predictions.
+        pre_nms_top_n_train, pre_nms_top_n_test: Best-scored boxes of a level that enter NMS.
+        post_nms_top_n_train, post_nms_top_n_test: Proposals of an image that leave NMS.
+        nms_thresh: IoU above which the lower-scored box is dropped.
+        min_size: Proposals with a shorter side, in pixels, are dropped.
+        matcher: Anchors to ground truth.
+        sampler: Anchors that enter the loss.
+        box_loss: `smooth_l1`, `iou`, `giou`, `diou` or `ciou`.
+        smooth_l1_beta: Where smooth L1 turns from quadratic to linear.
+        coder_weights: Scales of dx, dy, dw, dh.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        anchors: AnchorGenerator,
+        matcher: Matcher,
+        sampler: BalancedSampler,
+        num_convs: int = 1,
+        pre_nms_top_n_train: int = 2000,
+        pre_nms_top_n_test: int = 1000,
+        post_nms_top_n_train: int = 2000,
+        post_nms_top_n_test: int = 1000,
+        nms_thresh: float = 0.7,
+        min_size: float = 1e-3,
+        box_loss: BoxLossName = "smooth_l1",
+        smooth_l1_beta: float = 1 / 9,
+        coder_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        check_box_loss(box_loss)
+        check_coder_weights(coder_weights)
+        for key, value in (
+            ("pre_nms_top_n_train", pre_nms_top_n_train),
+            ("pre_nms_top_n_test", pre_nms_top_n_test),
+            ("post_nms_top_n_train", post_nms_top_n_train),
+            ("post_nms_top_n_test", post_nms_top_n_test),
+        ):
+            if value < 1:
+                raise ValueError(f"{key} must be at least 1, got {value}")
+        if not 0 < nms_thresh <= 1:
+            raise ValueError(f"nms_thresh must be in (0, 1], got {nms_thresh}")
+        self.anchors = anchors
+        self.matcher = matcher
+        self.sampler = sampler
+        self.pre_nms_top_n = {True: pre_nms_top_n_train, False: pre_nms_top_n_test}
+        self.post_nms_top_n = {True: post_nms_top_n_train, False: post_nms_top_n_test}
+        self.nms_thresh = nms_thresh
+        self.min_size = min_size
+        self.box_loss = box_loss
+        self.smooth_l1_beta = smooth_l1_beta
+        self.coder_weights = tuple(coder_weights)
+        self.convs = nn.ModuleList(nn.Conv2d(in_channels, in_channels, 3, padding=1) for _ in range(num_convs))
+        self.objectness = nn.Conv2d(in_channels, anchors.num_anchors, 1)
+        self.deltas = nn.Conv2d(in_channels, anchors.num_anchors * 4, 1)
+        for layer in (*self.convs, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, features: list[Tensor], batch: ImageBatch, targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Proposals of each image and, where targets are given, the two losses.
+
+        Returns:
+            proposals, B x [P_i, 4] without gradient, and {} or {"loss_objectness", "loss_rpn_box_reg"}.
+        """
+        height, width = batch.pixels.shape[-2:]
+        anchors = self.anchors(features, (height, width))
+        objectness, deltas = self._predict(features)
+        proposals = self._propose(objectness, deltas, anchors, batch.sizes)
+        if targets is None:
+            return proposals, {}
+        return proposals, self._losses(torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), targets)
+
+    def _predict(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        objectness, deltas = [], []
+        for x in features:
+            for conv in self.convs:
+                x = F.relu(conv(x))
+            objectness.append(_by_cell(self.objectness(x), 1).squeeze(-1))
+            deltas.append(_by_cell(self.deltas(x), 4))
+        return objectness, deltas
+
+    @torch.no_grad()
+    def _propose(
+        self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> list[Tensor]:
+        boxes, scores, levels = [], [], []
+        for level, (logits, delta, anchor) in enumerate(zip(objectness, deltas, anchors, strict=True)):
+            count = min(self.pre_nms_top_n[self.training], logits.shape[1])
+            best, index = logits.float().topk(count, dim=1)
+            chosen = delta.gather(1, index[..., None].expand(-1, -1, 4))
+            boxes.append(decode_boxes(chosen.flatten(0, 1), anchor[index].flatten(0, 1), self.coder_weights).view_as(chosen))
+            scores.append(best.sigmoid())
+            levels.append(torch.full_like(index, level))
+        proposals = []
+        for box, score, level_index, size in zip(
+            torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1), sizes, strict=True
+        ):
+            box = clip_boxes_to_image(box, size)
+            keep = remove_small_boxes(box, self.min_size)
+            box, score, level_index = box[keep], score[keep], level_index[keep]
+            keep = batched_nms(box, score, level_index, self.nms_thresh)[: self.post_nms_top_n[self.training]]
+            proposals.append(box[keep])
+        return proposals
+
+    def _losses(
+        self, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        logits, labels = [], []
+        box_loss = deltas.float().sum() * 0  # keeps the graph whole in a batch without instances
+        for objectness_i, deltas_i, target in zip(objectness, deltas, targets, strict=True):
+            match = self.matcher(target["boxes"], anchors)
+            positive, negative = self.sampler(match)
+            sampled = torch.cat((positive, negative))
+            logits.append(objectness_i[sampled])
+            labels.append((match[sampled] >= 0).float())
+            box_loss = box_loss + box_regression_loss(
+                self.box_loss,
+                deltas_i[positive],
+                references=anchors[positive],
+                boxes=target["boxes"][match[positive]],
+                weights=self.coder_weights,
+                beta=self.smooth_l1_beta,
+            )
+        label = torch.cat(labels)
+        return {
+            "loss_objectness": F.binary_cross_entropy_with_logits(torch.cat(logits).float(), label),
+            "loss_rpn_box_reg": box_loss / len(label),
+        }
+
+
+def _by_cell(prediction: Tensor, channels: int) -> Tensor:
+    """[B, A * channels, H, W] -> [B, H * W * A, channels], the order of the anchors."""
+    batch, _, height, width = prediction.shape
+    prediction = prediction.view(batch, -1, channels, height, width).permute(0, 3, 4, 1, 2)
+    return prediction.reshape(batch, -1, channels)

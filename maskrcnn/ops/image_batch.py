@@ -1,0 +1,47 @@
+"""Pictures of different sizes in one tensor.
+
+pixels  [B, 3, H, W]; picture i covers the top left `sizes[i]`, the rest is padding
+sizes   B pairs (height, width) in pixels
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class ImageBatch(NamedTuple):
+    """Padded pictures [B, 3, H, W] and the (height, width) that each of them really covers."""
+
+    pixels: Tensor
+    sizes: list[tuple[int, int]]
+
+
+def pad_images(images: list[Tensor], *, divisor: int) -> ImageBatch:
+    """Pad pictures [3, h, w] at the right and bottom with zeros to one size, a multiple of `divisor`."""
+    sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+    height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
+    pixels = images[0].new_zeros((len(images), 3, height, width))
+    for canvas, image, (h, w) in zip(pixels, images, sizes, strict=True):
+        canvas[:, :h, :w] = image
+    return ImageBatch(pixels, sizes)
+
+
+def clear_padding(batch: ImageBatch) -> ImageBatch:
+    """Set everything outside the pictures to exactly 0, in place."""
+    for canvas, (h, w) in zip(batch.pixels, batch.sizes, strict=True):
+        canvas[:, h:] = 0
+        canvas[:, :, w:] = 0
+    return batch
+
+
+def resized_shape(
+    shape: tuple[int, int], *, min_size: int, max_size: int, round_half_up: bool = False
+) -> tuple[int, int]:
+    """(height, width) with the short side at `min_size`, or less where the long side would pass `max_size`.
+
+    Sides are cut to whole pixels, as torchvision does, or rounded with `round_half_up`, as detectron2 does.
+    """
+    scale = min(min_size / min(shape), max_size / max(shape))
+    rounding = 0.5 if round_half_up else 0
+    height, width = (int(side * scale + rounding) for side in shape)
+    return max(height, 1), max(width, 1)

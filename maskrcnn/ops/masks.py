@@ -1,0 +1,99 @@
+"""Masks between their forms: cropped to a box, laid into a picture, run-length encoded.
+
+crops       uint8 [N, S, S], coverage in 0..255 of an instance, stretched from its box to S x S
+mask_probs  float [N, M, M], the same frame, as the mask head predicts it
+RLE         {"size": [height, width], "counts": bytes}, COCO's compressed run-length encoding
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+RLE = dict[str, Any]
+PASTE_RULES = ("torchvision", "detectron2")
+
+
+def sample_mask_targets(crops: Tensor, *, boxes: Tensor, rois: Tensor, size: int) -> Tensor:
+    """What instance i looks like inside RoI i, at size x size (Mask R-CNN, section 3).
+
+    Args:
+        crops: uint8 [N, S, S].
+        boxes: [N, 4], the box that each crop fills.
+        rois: [N, 4], in the same pixels.
+
+    Returns:
+        float32 [N, size, size] in 0..1, 0 where the RoI reaches beyond the box.
+    """
+    side = crops.shape[-1]
+    origin = boxes[:, :2].repeat(1, 2)
+    scale = side / (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    index = torch.arange(len(crops), device=crops.device, dtype=torch.float32)[:, None]
+    rois_in_crop = torch.cat((index, (rois.float() - origin) * scale), dim=1)
+    return roi_align(crops[:, None].float() / 255, rois_in_crop, size, aligned=True)[:, 0]
+
+
+def masks_to_rle(
+    mask_probs: Tensor, boxes: Tensor, *, size: tuple[int, int], paste: str, threshold: float = 0.5
+) -> list[RLE]:
+    """Lay each mask into a picture of `size` (height, width), cut it at `threshold` and encode it.
+
+    Only the pixels of a mask's own box are computed; the full picture exists as runs alone.
+
+    Args:
+        mask_probs: [N, M, M].
+        boxes: [N, 4] in pixels of the picture.
+        paste: `torchvision`: boxes are widened by the mask's margin and cut to whole pixels;
+            `detectron2`: each pixel centre samples the mask at its exact place in the box.
+    """
+    layout = _paste_torchvision if paste == "torchvision" else _paste_detectron2
+    return [
+        _encode_patch((patch > threshold).numpy(), top_left, size)
+        for patch, top_left in layout(mask_probs.float().cpu(), boxes.float().cpu(), size)
+    ]
+
+
+def _paste_torchvision(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[tuple[Tensor, tuple[int, int]]]:
+    """Patches and their (top, left), by torchvision's rule: a zero margin of one mask pixel all round."""
+    side = mask_probs.shape[-1]
+    padded = F.pad(mask_probs, (1, 1, 1, 1))
+    centre = (boxes[:, 2:] + boxes[:, :2]) * 0.5
+    half = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * ((side + 2) / side)
+    corners = torch.cat((centre - half, centre + half), dim=1).to(torch.int64).tolist()
+    patches = []
+    for mask, (x0, y0, x1, y1) in zip(padded, corners, strict=True):
+        shape = (max(y1 - y0 + 1, 1), max(x1 - x0 + 1, 1))
+        patch = F.interpolate(mask[None, None], size=shape, mode="bilinear", align_corners=False)[0, 0]
+        top, left = max(y0, 0), max(x0, 0)
+        bottom, right = max(size[0], y0), max(size[1], x0)
+        patches.append((patch[top - y0 : bottom - y0, left - x0 : right - x0], (top, left)))
+    return patches
+
+
+def _paste_detectron2(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[tuple[Tensor, tuple[int, int]]]:
+    """Patches and their (top, left), sampled at pixel centres."""
+    patches = []
+    for mask, (x0, y0, x1, y1) in zip(mask_probs, boxes.tolist(), strict=True):
+        left, top = max(int(np.floor(x0)) - 1, 0), max(int(np.floor(y0)) - 1, 0)
+        right = max(min(int(np.ceil(x1)) + 1, size[1]), left)
+        bottom = max(min(int(np.ceil(y1)) + 1, size[0]), top)
+        x = (torch.arange(left, right) + 0.5 - x0) / (x1 - x0) * 2 - 1
+        y = (torch.arange(top, bottom) + 0.5 - y0) / (y1 - y0) * 2 - 1
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+        patches.append((F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0], (top, left)))
+    return patches
+
+
+def _encode_patch(patch: np.ndarray, top_left: tuple[int, int], size: tuple[int, int]) -> RLE:
+    """RLE of a picture of `size` that is empty but for a binary `patch` [h, w] at `top_left`."""
+    height, width = size
+    top, left = top_left
+    columns = np.zeros((patch.shape[1], height), dtype=bool)  # RLE runs down the columns
+    columns[:, top : top + patch.shape[0]] = patch.T
+    changes = np.flatnonzero(np.diff(columns.ravel(), prepend=False, append=False)) + left * height
+    runs = np.diff(changes[changes < height * width], prepend=0, append=height * width)
+    return coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)

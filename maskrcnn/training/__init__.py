@@ -1,0 +1,1 @@
+"""Lightning: the module, the schedules and the callbacks."""

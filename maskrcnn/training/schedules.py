@@ -1,0 +1,83 @@
+"""Learning-rate schedules, each a factor on `optim.lr` per optimizer step."""
+
+import math
+from collections.abc import Sequence
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def cosine(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup_epochs: float = 0.0,
+    warmup_factor: float = 0.001,
+    floor: float = 0.1,
+) -> LambdaLR:
+    """Half a cosine from 1 to `floor` over the run (SGDR, eq. 5, without restarts).
+
+    Args:
+        optimizer: Whose learning rates are scheduled.
+        total_steps: Steps of the whole run.
+        steps_per_epoch: Steps of an epoch.
+        warmup_epochs: Epochs of linear rise before it.
+        warmup_factor: Where the rise starts.
+        floor: Factor at the end.
+    """
+    _check_warmup(warmup_epochs, warmup_factor)
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor must be between 0 and 1, got {floor}")
+    warmup = round(warmup_epochs * steps_per_epoch)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return _rise(step, warmup, warmup_factor)
+        progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
+
+
+def multistep(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    milestones: Sequence[float] = (16, 22),
+    gamma: float = 0.1,
+    warmup_epochs: float = 0.0,
+    warmup_factor: float = 0.001,
+) -> LambdaLR:
+    """Times `gamma` at each of `milestones` (in epochs), after a linear rise.
+
+    Args:
+        optimizer: Whose learning rates are scheduled.
+        total_steps: Steps of the whole run.
+        steps_per_epoch: Steps of an epoch.
+        milestones: Epochs after which the rate drops.
+        gamma: Factor of each drop.
+        warmup_epochs: Epochs of linear rise at the start.
+        warmup_factor: Where the rise starts.
+    """
+    _check_warmup(warmup_epochs, warmup_factor)
+    warmup = round(warmup_epochs * steps_per_epoch)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return _rise(step, warmup, warmup_factor)
+        return gamma ** sum(step >= round(epoch * steps_per_epoch) for epoch in milestones)
+
+    return LambdaLR(optimizer, factor)
+
+
+def _check_warmup(epochs: float, factor: float) -> None:
+    if epochs < 0:
+        raise ValueError(f"warmup_epochs must be at least 0, got {epochs}")
+    if not 0 < factor <= 1:
+        raise ValueError(f"warmup_factor must be in (0, 1], got {factor}")
+
+
+def _rise(step: int, warmup: int, start: float) -> float:
+    return start + (1 - start) * step / warmup

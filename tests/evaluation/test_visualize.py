@@ -1,0 +1,131 @@
+"""Pictures are checked by shape and by which pixels changed."""
+
+import warnings
+
+import numpy as np
+import pycocotools.mask as mask_utils
+import pytest
+
+from maskrcnn.evaluation.visualize import class_color, draw_instances, side_by_side
+
+GRAY = 128
+
+
+def gray_image(height=400, width=500):
+    return np.full((height, width, 3), GRAY, np.uint8)
+
+
+def rectangle(image, x1, y1, x2, y2):
+    mask = np.zeros(image.shape[:2], np.uint8)
+    mask[y1:y2, x1:x2] = 1
+    return mask_utils.encode(np.asfortranarray(mask))
+
+
+def draw(image, *rectangles, names=("cat", "dog"), scores=None):
+    masks = [rectangle(image, *corners) for corners in rectangles]
+    boxes = np.array(rectangles, np.float32).reshape(-1, 4)
+    return draw_instances(image, boxes=boxes, masks=masks, names=names[: len(rectangles)], scores=scores)
+
+
+def changed(picture):
+    return (picture != GRAY).any(axis=2)
+
+
+def test_mask_is_tinted_and_the_rest_is_not():
+    image = gray_image()
+    picture = draw(image, (100, 100, 200, 180), scores=[0.93])
+    assert (picture.shape, picture.dtype) == (image.shape, np.uint8)
+    assert (image == GRAY).all()
+    inside = picture[130:170, 110:190].reshape(-1, 3)
+    assert len(np.unique(inside, axis=0)) == 1
+    color = np.array(class_color("cat"))
+    assert (np.sign(inside[0].astype(int) - GRAY) == np.sign(color - GRAY)).all()
+    assert not (inside[0] == color).any()  # the image shows through
+    assert (picture[140, 100] == color).all()
+    assert not changed(picture)[200:].any()
+    assert not changed(picture)[:, 260:].any()
+
+
+def test_contour_of_the_mask_is_visible_inside_its_box():
+    image = gray_image()
+    picture = draw_instances(
+        image,
+        boxes=np.array([[50, 50, 350, 350]]),
+        masks=[rectangle(image, 100, 200, 300, 300)],
+        names=["cat"],
+    )
+    assert np.abs(picture[250, 100] - np.array(class_color("cat"))).max() < 32  # smoothed
+    assert not changed(picture)[250, 60:90].any()
+
+
+def test_of_two_masks_the_smaller_is_on_top():
+    small, large = (200, 200, 260, 260), (100, 100, 300, 300)
+    pictures = [
+        draw(gray_image(), small, large, names=("cat", "dog")),
+        draw(gray_image(), large, small, names=("dog", "cat")),
+    ]
+    alone = draw(gray_image(), small)
+    for picture in pictures:
+        assert (picture[240, 230] == alone[240, 230]).all()
+
+
+def test_small_image_is_enlarged():
+    picture = draw(gray_image(100, 150), (50, 60, 90, 95), scores=[1.0])
+    assert picture.shape == (400, 600, 3)
+    assert changed(picture)[300:340, 240:320].all()
+    assert not changed(picture)[:200].any()
+    assert draw(gray_image(320, 330)).shape == (320, 330, 3)
+
+
+@pytest.mark.parametrize(
+    "corner", [(0, 0, 30, 30), (470, 370, 500, 400), (0, 0, 500, 400), (-20, -5, 700, 500)]
+)
+def test_label_stays_within_the_picture(corner):
+    image = gray_image()
+    mask = rectangle(image, 200, 200, 210, 210)
+    plain = draw_instances(image, boxes=np.array([corner]), masks=[mask], names=["x"])
+    labeled = draw_instances(image, boxes=np.array([corner]), masks=[mask], names=["fire hydrant"])
+    plate = (labeled == class_color("fire hydrant")).all(axis=2)
+    assert plain.shape == labeled.shape
+    assert plate.sum() > 500
+
+
+def test_labels_of_one_place_are_all_to_be_seen():
+    names = ("cat", "dog", "bird")
+    picture = draw(gray_image(), *[(200, 200, 280, 280)] * 3, names=names)
+    for name in names[1:]:
+        assert (picture == class_color(name)).all(axis=2).sum() > 300
+
+
+def test_nothing_to_draw():
+    image = gray_image()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = draw_instances(image, boxes=np.zeros((0, 4)), masks=[], names=[], scores=[])
+    assert (picture == image).all()
+    assert not np.shares_memory(picture, image)
+
+
+def test_class_color_is_stable():
+    assert class_color("person") == (89, 255, 128)
+    assert len({class_color(name) for name in ("person", "car", "cat", "dog", "bird", "boat")}) == 6
+    assert all(0 <= channel <= 255 for channel in class_color("dining table"))
+
+
+def test_side_by_side():
+    left, right = np.full((50, 300, 3), 200, np.uint8), np.full((80, 340, 3), 100, np.uint8)
+    sheet = side_by_side(left, right)
+    assert sheet.dtype == np.uint8
+    strip = sheet.shape[0] - 80
+    gap = sheet.shape[1] - 640
+    assert strip > 0
+    assert gap > 0
+    assert (sheet[strip : strip + 50, :300] == left).all()
+    assert (sheet[strip:, 300 + gap :] == right).all()
+    background = sheet[-1, 0]
+    assert (sheet[strip + 50 :, :300] == background).all()
+    assert (sheet[:, 300 : 300 + gap] == background).all()
+    assert (sheet[:strip, :300] != background).any()
+    other = side_by_side(left, right, titles=("prediction", "mask"))
+    assert (other[:strip, :300] == sheet[:strip, :300]).all()
+    assert (other[:strip, 300:] != sheet[:strip, 300:]).any()
