@@ -13,8 +13,8 @@ from maskrcnn.training.module import MaskRCNNModule
 def main(cfg: DictConfig) -> float | None:
     """Compose, build, fit; returns the mask AP of the last validation, which a sweep maximises."""
     trust = cfg.trust
-    seed_everything(cfg.seed, workers=True, verbose=False)
     data = build(cfg.data, key="data", trust=trust)
+    seed_everything(cfg.seed, workers=True, verbose=False)
     data.load("train", "val")
     cfg.model.num_classes = len(data.categories)
     model = build(cfg.model, key="model", trust=trust)

@@ -1,9 +1,11 @@
 """Between the command line and the objects: the only module of the package that knows Hydra and OmegaConf."""
 
+import logging
 import re
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from importlib import import_module
@@ -82,7 +84,9 @@ _QUOTED = re.compile(r"""'.*'|".*"|choice\(.*\)|null|""", re.DOTALL)
 _SCALARS = (bool, int, float, str, type(None))
 
 
-def command(config_name: str, *, owned_by_checkpoint: bool = False) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+def command(
+    config_name: str, *, owned_by_checkpoint: bool = False
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
     """Make a function of the config a command: compose, run, and turn a user's mistake into one line.
 
     Args:
@@ -105,7 +109,7 @@ def command(config_name: str, *, owned_by_checkpoint: bool = False) -> Callable[
             try:
                 arguments = [quote_path(argument) for argument in sys.argv[1:]]
                 if owned_by_checkpoint:
-                    arguments += checkpoint_options(arguments)
+                    arguments = add_checkpoint_options(arguments)
             except UserError as error:
                 _exit(error)
             sys.argv[1:] = arguments
@@ -132,8 +136,8 @@ def quote_path(argument: str) -> str:
     return f"{key}='{escaped}'"
 
 
-def checkpoint_options(arguments: Sequence[str]) -> list[str]:
-    """Offer what a checkpoint brings as the config group option `checkpoint`, and choose it.
+def add_checkpoint_options(arguments: list[str]) -> list[str]:
+    """Offer what the checkpoint `ckpt=` brings as the config group option `checkpoint`, and choose it.
 
     A torchvision file implies `model=torchvision`. A group that the user chose replaces the checkpoint's.
 
@@ -143,7 +147,7 @@ def checkpoint_options(arguments: Sequence[str]) -> list[str]:
     values = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     path = _unquote(values.get("ckpt", "null"))
     if path in ("null", "") or {"--help", "-h", "--hydra-help", "--shell-completion", "-sc"} & set(arguments):
-        return []
+        return arguments
     weights = read_weights(path)
     if weights.source == "torchvision":
         chosen = {"model": "torchvision"}
@@ -152,23 +156,36 @@ def checkpoint_options(arguments: Sequence[str]) -> list[str]:
         _store_options(weights)
         chosen = {"model": "checkpoint", "data": "checkpoint"}
         settings = []
-    return [f"{group}={option}" for group, option in chosen.items() if group not in values] + settings
+    options = [f"{group}={option}" for group, option in chosen.items() if group not in values] + settings
+    after = next(i for i, argument in enumerate(arguments, start=1) if argument.startswith("ckpt="))
+    return arguments[:after] + options + arguments[after:]  # in one block: the parser takes no second one
 
 
 def _store_options(weights: Weights) -> None:
     store = ConfigStore.instance()
-    model = dict(weights.config["model"])
-    subgroups = [entry.name for entry in (config_folder() / "model").iterdir() if entry.is_dir() and entry.name in model]
+    model = _node(weights.config, "model", weights)
+    subgroups = [
+        entry.name for entry in (config_folder() / "model").iterdir() if entry.is_dir() and entry.name in model
+    ]
     for name in subgroups:
-        store.store(group=f"model/{name}", name="checkpoint", node=model.pop(name))
+        store.store(group=f"model/{name}", name="checkpoint", node=_node(model, name, weights))
+        del model[name]
     defaults = [{name: "checkpoint"} for name in subgroups]
     store.store(group="model", name="checkpoint", node={"defaults": [*defaults, "_self_"], **model})
-    store.store(group="data", name="checkpoint", node=weights.config["data"])
+    store.store(group="data", name="checkpoint", node=_node(weights.config, "data", weights))
+
+
+def _node(parent: Any, name: str, weights: Weights) -> dict[str, Any]:
+    """A node of the checkpoint's config. A `defaults` list in it could reach into Hydra's own settings."""
+    node = parent.get(name) if isinstance(parent, dict) else None
+    if not isinstance(node, dict) or "defaults" in node:
+        raise UserError(f"ckpt={weights.path}: its config holds no {name} that can be used")
+    return dict(node)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain dicts, lists and scalars, with every reference resolved."""
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
 def build(node: Any, *, key: str, trust: Sequence[str] = (), **extra: Any) -> Any:
@@ -210,11 +227,14 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     Raises:
         UserError: One of them refuses an argument.
     """
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # chatter, advertisements
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # between two libraries
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # the run folder
     callbacks = build(cfg.callbacks, key="callbacks", trust=cfg.trust)
     if not cfg.trainer.enable_progress_bar:
         callbacks.pop("progress_bar", None)  # Lightning refuses a bar that it is told to leave out
     if "checkpoint" in cfg and cfg.trainer.enable_checkpointing:
-        callbacks["checkpoint"] = build(cfg.checkpoint, key="checkpoint", trust=cfg.trust)
+        callbacks |= build(cfg.checkpoint, key="checkpoint", trust=cfg.trust)
     loggers = build(cfg.logger, key="logger", trust=cfg.trust)
     return build(cfg.trainer, key="trainer", callbacks=list(callbacks.values()), logger=list(loggers.values()))
 
@@ -237,8 +257,9 @@ def _call(target: Callable[..., Any], arguments: Mapping[str, Any], key: str, *a
 
 
 def _locate(name: str, key: str, trust: Sequence[str]) -> Callable[..., Any]:
-    trusted = any(name.startswith(f"{package}.") for package in trust)
-    if name not in BUILDABLE and not trusted:
+    packages = [trust] if isinstance(trust, str) else trust
+    trusted = any(str(name).startswith(f"{package}.") for package in packages)
+    if str(name) not in BUILDABLE and not trusted:
         raise UserError(
             f"{key}._target_={name}: is not among the classes that a config may build; "
             "for code of your own that you trust, add trust=[its_package]"
@@ -252,28 +273,40 @@ def _locate(name: str, key: str, trust: Sequence[str]) -> Callable[..., Any]:
 
 def _check_types(target: Callable[..., Any], arguments: Mapping[str, Any], key: str) -> None:
     """Hold plain values against the annotations of the target, so that `Ture` is not taken for true."""
-    parameters = signature(target).parameters
-    open_ended = any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
     constructor = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
-    hints = get_type_hints(constructor)
+    try:
+        parameters = signature(target).parameters
+        hints = get_type_hints(constructor)
+    except (TypeError, ValueError, NameError):
+        return  # code of the user's own that says nothing about its arguments
+    open_ended = any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
     for name, value in arguments.items():
         if name not in parameters:
             if open_ended:
                 continue
-            raise UserError(f"{key}.{name}: unknown key; {key} takes {', '.join(p for p in parameters if p != 'self')}")
-        if name not in hints or not _is_plain(value):
-            continue
-        try:
-            TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
-        except ValidationError as error:
-            raise UserError(f"{key}.{name}={value}: {error.errors()[0]['msg'].lower()}") from None
-        except (PydanticUserError, SchemaError):
-            continue  # an annotation of a library that says nothing about plain values
+            known = ", ".join(p for p in parameters if p != "self")
+            raise UserError(f"{key}.{name}: unknown key; {key} takes {known}")
+        problem = _misfit(value, hints[name]) if name in hints and _is_plain(value) else None
+        if problem:
+            raise UserError(f"{key}.{name}={value}: {problem}")
+
+
+def _misfit(value: Any, hint: Any) -> str | None:
+    """What is wrong with a plain value for a parameter of this annotation, or None."""
+    try:
+        fits = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python
+        fits(value, strict=True)
+    except ValidationError as error:
+        if isinstance(value, list) and _misfit(tuple(value), hint) is None:
+            return None  # YAML has no tuples
+        return error.errors()[0]["msg"].lower()
+    except (PydanticUserError, SchemaError):
+        return None  # an annotation of a library that says nothing about plain values
     return None
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, _SCALARS)
+    return isinstance(value, _SCALARS) or (isinstance(value, list) and all(map(_is_plain, value)))
 
 
 def _unquote(value: str) -> str:
@@ -283,11 +316,14 @@ def _unquote(value: str) -> str:
 
 
 def _remove_unused(folder: Path, *, since: float) -> None:
-    """Remove the run folder of a run that never got anywhere, unless something in it is older or of value."""
-    if not folder.is_dir() or (folder / "checkpoints").exists():
+    """Remove the folder of a run that never got anywhere, unless something in it is older or of value."""
+    if not folder.is_dir() or any(folder.glob("checkpoints/*")):
         return
     if all(entry.stat().st_mtime >= since - 1 for entry in folder.rglob("*")):
         shutil.rmtree(folder)
+        sweep = folder.parent
+        if list(sweep.iterdir()) == [sweep / "multirun.yaml"]:
+            shutil.rmtree(sweep)
 
 
 def _one_line(error: BaseException) -> str:

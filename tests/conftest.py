@@ -84,7 +84,7 @@ def make_tiny_torchvision() -> Callable[..., TorchvisionMaskRCNN]:
 
 @pytest.fixture(scope="session")
 def make_torchvision() -> Callable[..., TorchvisionMaskRCNN]:
-    """maskrcnn_resnet50_fpn with frozen BatchNorm, whose random heads give confident and varied detections."""
+    """maskrcnn_resnet50_fpn with frozen BatchNorm; random heads that give confident, varied detections."""
 
     def make(**settings: Any) -> TorchvisionMaskRCNN:
         torch.manual_seed(0)
@@ -163,7 +163,8 @@ def make_targets() -> Callable[..., list[dict[str, Tensor]]]:
                 {
                     "boxes": torch.cat((corner, corner + side), dim=1),
                     "labels": torch.randint(1, num_classes + 1, (count,), generator=generator),
-                    "masks": torch.randint(0, 2, (count, 28, 28), generator=generator, dtype=torch.uint8) * 255,
+                    "masks": torch.randint(0, 2, (count, 28, 28), generator=generator, dtype=torch.uint8)
+                    * 255,
                 }
             )
         return targets

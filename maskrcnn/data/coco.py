@@ -286,7 +286,7 @@ def _run_lengths(where: str, segmentation: dict[str, Any], size: list[int]) -> b
         raise UserError(
             f"{where} has a run-length mask of size {segmentation.get('size')}, its picture has {size}"
         )
-    counts = segmentation.get("counts")
+    counts: Any = segmentation.get("counts")
     try:
         if isinstance(counts, list):
             counts = coco_mask.frPyObjects(segmentation, *size)["counts"].decode()

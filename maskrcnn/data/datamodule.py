@@ -79,12 +79,14 @@ class DetectionDataModule(LightningDataModule):
             raise ValueError(f"num_workers must be at least 0, got {num_workers}")
         if not min_sizes or not 1 <= min(min_sizes) <= max(min_sizes) <= max_size:
             raise ValueError(
-                f"min_sizes must be a list of sizes between 1 and max_size ({max_size}), got {list(min_sizes)}"
+                f"min_sizes must be sizes between 1 and max_size ({max_size}), got {list(min_sizes)}"
             )
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1 or null, got {limit}")
         if mask_size < 28:
             raise ValueError(f"mask_size must be at least 28, got {mask_size}")
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
         self.root = Path(root).expanduser()
         if draw is not None:
             self.root /= draw.name
@@ -146,7 +148,11 @@ class DetectionDataModule(LightningDataModule):
         """Augmented training batches; draws depend on (seed, epoch, index) alone."""
         dataset = self.datasets["train"]
         sampler = EpochSampler(
-            len(dataset), batch_size=self.batch_size, seed=self.seed, rank=self._rank, world_size=self._world_size
+            len(dataset),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=self._rank,
+            world_size=self._world_size,
         )
         return DataLoader(
             _TrainDataset(dataset, self.transform, seed=self.seed, mask_size=self.mask_size),
@@ -176,9 +182,9 @@ class DetectionDataModule(LightningDataModule):
         elif not self.root.is_dir():
             raise UserError(
                 f"data.root={self.root}: no such folder. For COCO, download train2017.zip, val2017.zip and "
-                "annotations_trainval2017.zip from cocodataset.org and unpack them there, so that it holds train2017/, "
-                "val2017/ and annotations/instances_{train,val}2017.json; for a first try that needs no data, "
-                "use experiment=demo"
+                "annotations_trainval2017.zip from cocodataset.org and unpack them there, so that it holds "
+                "train2017/, val2017/ and annotations/instances_{train,val}2017.json; for a first try that "
+                "needs no data, use experiment=demo"
             )
 
     @property

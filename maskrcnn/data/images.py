@@ -26,8 +26,10 @@ def read_image(path: Path, *, image_id: int | None = None) -> np.ndarray:
         raise UserError(f"{name}: no such picture file") from None
     except UnidentifiedImageError:
         raise UserError(f"{name}: not a picture file; replace it or remove it from the annotations") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{name}: cannot be read ({error}); replace it or remove it from the annotations") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{name}: cannot be read ({error}); replace it or remove it from the annotations"
+        ) from None
 
 
 def check_images(paths: list[Path], image_ids: list[int]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for a newer release on the network
 
-import albumentations as A  # noqa: E402
+import albumentations as A
 
 
 class ColorJitter:

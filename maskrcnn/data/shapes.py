@@ -48,18 +48,18 @@ CLASSES = {1: "ellipse", 3: "triangle", 4: "star", 7: "ring", 9: "cross"}
 SPLITS = {"train": 0, "val": 1}
 
 EMPTY_SHARE = 0.06
-COUNT_WEIGHTS = (0.10, 0.15, 0.19, 0.19, 0.16, 0.12, 0.09)  # of 1, 2, ... 7 shapes
+COUNT_WEIGHTS = (0.02, 0.04, 0.07, 0.11, 0.15, 0.17, 0.16, 0.12, 0.09, 0.07)  # of 1, 2, ... 10 shapes
 # Square root of a shape's area as a share of image_size, and how often: small, medium, large.
-SIDE_RANGES = ((0.085, 0.19), (0.20, 0.45), (0.67, 0.74))
-SIDE_WEIGHTS = (0.30, 0.62, 0.08)
+SIDE_RANGES = ((0.105, 0.195), (0.205, 0.40), (0.66, 0.73))
+SIDE_WEIGHTS = (0.26, 0.67, 0.07)
 MIN_SIDE = 13.0
-OVERLAP_SHARE = 0.42
+OVERLAP_SHARE = 0.30
 MIN_INSIDE_SHARE = 0.8
-MIN_VISIBLE_SHARE = 0.3
+MIN_VISIBLE_SHARE = 0.5
 MIN_VISIBLE_AREA = 60
 MIN_VISIBLE_SIDE = 10
 MIN_HIDDEN_AREA = 20
-PLACEMENT_TRIES = 8
+PLACEMENT_TRIES = 25
 SUPERSAMPLE = 8
 JPEG_QUALITY = 92
 
@@ -80,6 +80,7 @@ class Instance:
 
     @property
     def hidden(self) -> bool:
+        """Whether a later shape covers a part of it."""
         return int(np.count_nonzero(self.visible)) < self.full_area
 
 
@@ -177,9 +178,7 @@ def _write_split(root: Path, split: str, *, count: int, image_size: int, seed: i
     for index in range(count):
         image, instances = draw_image(seed=seed, split=split, index=index, image_size=image_size)
         image_id = 1_000_000 * SPLITS[split] + index + 1
-        suffix, options = (
-            (".png", []) if index % 10 == 9 else (".jpg", [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        )
+        suffix, options = (".png", []) if index % 10 == 9 else (".jpg", [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         file_name = f"{image_id:012d}{suffix}"
         encoded = cv2.imencode(suffix, image[:, :, ::-1], options)[1]
         (root / f"{split}2017" / file_name).write_bytes(encoded.tobytes())
@@ -272,14 +271,22 @@ def _place(
             middle = neighbour.contours[0].mean(axis=0)
             centre = middle + reach * np.array([np.cos(angle), np.sin(angle)])
         contours = [contour + centre for contour in outline]
+        rough = np.zeros((height, width), np.uint8)
+        cv2.fillPoly(rough, [contour.round().astype(np.int32) for contour in contours], (1,))
+        if not _fits(rough > 0, instances, side=side, overlap=overlap):
+            continue  # found out cheaply
         alpha = _coverage(contours, height=height, width=width)
         mask = alpha >= 0.5
-        area = int(np.count_nonzero(mask))
-        if area < MIN_INSIDE_SHARE * side**2:
-            continue
-        if all(_leaves_enough(mask, earlier, overlap=overlap) for earlier in instances):
-            return Instance(category_id, contours, area, mask), alpha
+        if _fits(mask, instances, side=side, overlap=overlap):
+            return Instance(category_id, contours, int(np.count_nonzero(mask)), mask), alpha
     return None
+
+
+def _fits(mask: Mask, instances: list[Instance], *, side: float, overlap: bool) -> bool:
+    """Whether enough of a shape of area ``side**2`` lies inside, and enough of the earlier ones stays visible."""
+    return int(np.count_nonzero(mask)) >= MIN_INSIDE_SHARE * side**2 and all(
+        _leaves_enough(mask, earlier, overlap=overlap) for earlier in instances
+    )
 
 
 def _leaves_enough(mask: Mask, earlier: Instance, *, overlap: bool) -> bool:
@@ -384,9 +391,7 @@ def _smooth_noise(rng: np.random.Generator, height: int, width: int) -> Floats:
     return noise
 
 
-def _colour(
-    rng: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float]
-) -> Floats:
+def _colour(rng: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float]) -> Floats:
     rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
     return np.array(rgb, np.float32) * 255
 

@@ -29,7 +29,11 @@ def to_results(
     results = []
     masks = masks_to_rle(detections["mask_probs"], detections["boxes"], size=size, paste=paste)
     for box, label, score, mask in zip(
-        detections["boxes"].tolist(), detections["labels"].tolist(), detections["scores"].tolist(), masks, strict=True
+        detections["boxes"].tolist(),
+        detections["labels"].tolist(),
+        detections["scores"].tolist(),
+        masks,
+        strict=True,
     ):
         category_id = category_ids[label - 1]
         if category_id is None:
@@ -63,7 +67,8 @@ def match_categories(
         UserError: The model does not know one of the data set's categories.
     """
     names = [category["name"] for category in known]
-    if names == [str(label) for label in range(1, len(known) + 1)] and len(known) == len(wanted):
+    numbers = [str(label) for label in range(1, len(known) + 1)]
+    if names == [category["name"] for category in wanted] or (names == numbers and len(known) == len(wanted)):
         return [category["id"] for category in wanted]
     missing = [category["name"] for category in wanted if category["name"] not in names]
     if missing:

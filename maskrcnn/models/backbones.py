@@ -45,7 +45,9 @@ class ResNet(nn.Module):
             load_backbone_weights(body, name=name, weights=weights)
         self.conv1, self.bn1, self.relu, self.maxpool = body.conv1, body.bn1, body.relu, body.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = body.layer1, body.layer2, body.layer3, body.layer4
-        self.out_channels = [stage[-1].conv1.in_channels for stage in (self.layer1, self.layer2, self.layer3, self.layer4)]
+        self.out_channels = [
+            stage[-1].conv1.in_channels for stage in (self.layer1, self.layer2, self.layer3, self.layer4)
+        ]
         stem = nn.ModuleList([self.conv1, self.bn1])
         for stage in [stem, self.layer1, self.layer2, self.layer3, self.layer4][:frozen_stages]:
             stage.requires_grad_(False)

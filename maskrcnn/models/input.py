@@ -45,7 +45,9 @@ class ModelInput(nn.Module):
     ) -> None:
         super().__init__()
         if not 1 <= min_size <= max_size:
-            raise ValueError(f"min_size and max_size must satisfy 1 <= min_size <= max_size, got {min_size}, {max_size}")
+            raise ValueError(
+                f"min_size and max_size must satisfy 1 <= min_size <= max_size, got {min_size}, {max_size}"
+            )
         if resize not in RESIZE_RULES:
             raise ValueError(f"resize must be one of {', '.join(RESIZE_RULES)}, got {resize!r}")
         if channel_order not in ("rgb", "bgr"):

@@ -21,9 +21,9 @@ BoxLossName = Literal["smooth_l1", "iou", "giou", "diou", "ciou"]
 
 def iou_loss(predicted: Tensor, boxes: Tensor) -> Tensor:
     """1 - IoU of box pairs [N, 4], [N, 4] -> [N]."""
-    overlap = (
-        torch.minimum(predicted[:, 2:], boxes[:, 2:]) - torch.maximum(predicted[:, :2], boxes[:, :2])
-    ).clamp(min=0)
+    overlap = (torch.minimum(predicted[:, 2:], boxes[:, 2:]) - torch.maximum(predicted[:, :2], boxes[:, :2])).clamp(
+        min=0
+    )
     intersection = overlap.prod(dim=1)
     union = _area(predicted) + _area(boxes) - intersection
     return 1 - intersection / (union + 1e-7)

@@ -79,7 +79,7 @@ class MaskRCNN(nn.Module):
         self.input = input
         self.backbone = backbone
         self.neck = neck(in_channels=backbone.out_channels)
-        channels = self.neck.out_channels
+        channels: int = self.neck.out_channels  # type: ignore[assignment]
         self.rpn = rpn(in_channels=channels, anchors=anchors)
         self.roi_heads = RoIHeads(
             in_channels=channels,
@@ -124,9 +124,9 @@ class MaskRCNN(nn.Module):
 
 def _check_targets(targets: list[dict[str, Tensor]]) -> None:
     """Boxes without a size make the loss NaN many steps before anyone sees it."""
-    bad = torch.stack([(t["boxes"][:, 2:] <= t["boxes"][:, :2]).any() for t in targets])
+    bad = torch.stack([~(t["boxes"][:, 2:] > t["boxes"][:, :2]).all() for t in targets])
     if bad.any():
         index = int(bad.nonzero()[0])
         boxes = targets[index]["boxes"]
-        box = boxes[(boxes[:, 2:] <= boxes[:, :2]).any(dim=1)][0].tolist()
+        box = boxes[~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)][0].tolist()
         raise ValueError(f"invalid box {box} for target at index {index}: width and height must be positive")

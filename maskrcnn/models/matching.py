@@ -73,8 +73,7 @@ class Matcher:
             # A box that overlaps nothing has no best reference: its "best" of 0 would match them all.
             target = torch.where(best_of_box > 0, best_of_box, torch.inf)[:, None]
             is_best = [
-                ((ious[i] if ious else box_iou(boxes, chunk)) == target).any(dim=0)
-                for i, chunk in enumerate(chunks)
+                ((ious[i] if ious else box_iou(boxes, chunk)) == target).any(dim=0) for i, chunk in enumerate(chunks)
             ]
             result = torch.where(torch.cat(is_best), match, result)
         return result

@@ -11,6 +11,7 @@ detections   list of B dicts: boxes [D, 4], labels [D], scores [D], mask_probs [
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,7 @@ class MaskHead(nn.Module):
         self.resolution = resolution
         self.paste = paste
         widths = [in_channels] + [channels] * num_convs
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
         self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
         self.logits = nn.Conv2d(channels, num_classes + 1, 1)
         for layer in (*self.convs, self.upsample, self.logits):
@@ -178,11 +179,17 @@ class RoIHeads(nn.Module):
         self.nms_thresh = nms_thresh
         self.detections_per_image = detections_per_image
 
+    @property
+    def _box_head(self) -> BoxHead:
+        head = self.box_heads[0]
+        assert isinstance(head, BoxHead)
+        return head
+
     def losses(
         self, features: list[Tensor], proposals: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """`loss_classifier`, `loss_box_reg` and `loss_mask`, for a batch of any number of instances."""
-        stage, head = self.stages[0], self.box_heads[0]
+        stage, head = self.stages[0], self._box_head
         rois, labels, matches = self._sample(proposals, targets, stage.matcher)
         scores, deltas = head(self._pool(features, rois, head.resolution))
         label = torch.cat(labels)
@@ -244,7 +251,7 @@ class RoIHeads(nn.Module):
     @torch.no_grad()
     def detect(self, features: list[Tensor], proposals: list[Tensor], batch: ImageBatch) -> list[dict[str, Tensor]]:
         """Detections of each image in pixels of the batch, best first."""
-        stage, head = self.stages[0], self.box_heads[0]
+        stage, head = self.stages[0], self._box_head
         counts = [len(proposal) for proposal in proposals]
         scores, deltas = head(self._pool(features, proposals, head.resolution))
         probs = scores.softmax(-1)
@@ -256,7 +263,9 @@ class RoIHeads(nn.Module):
         logits = self.mask_head(self._pool(features, [d["boxes"] for d in detections], self.mask_head.resolution))
         labels = torch.cat([d["labels"] for d in detections])
         mask_probs = logits[torch.arange(len(labels), device=labels.device), labels].float().sigmoid()
-        for detection, mask_prob in zip(detections, mask_probs.split([len(d["labels"]) for d in detections]), strict=True):
+        for detection, mask_prob in zip(
+            detections, mask_probs.split([len(d["labels"]) for d in detections]), strict=True
+        ):
             detection["mask_probs"] = mask_prob
         return detections
 

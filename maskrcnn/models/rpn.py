@@ -122,7 +122,9 @@ class RPN(nn.Module):
             count = min(self.pre_nms_top_n[self.training], logits.shape[1])
             best, index = logits.float().topk(count, dim=1)
             chosen = delta.gather(1, index[..., None].expand(-1, -1, 4))
-            boxes.append(decode_boxes(chosen.flatten(0, 1), anchor[index].flatten(0, 1), self.coder_weights).view_as(chosen))
+            boxes.append(
+                decode_boxes(chosen.flatten(0, 1), anchor[index].flatten(0, 1), self.coder_weights).view_as(chosen)
+            )
             scores.append(best.sigmoid())
             levels.append(torch.full_like(index, level))
         proposals = []

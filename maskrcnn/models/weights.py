@@ -83,6 +83,8 @@ def read_weights(path: str | Path, *, key: str = "ckpt") -> Weights:
     content = _load(path, key)
     if isinstance(content, dict) and isinstance(content.get(CHECKPOINT_KEY), dict):
         ours = content[CHECKPOINT_KEY]
+        if not isinstance(content.get("state_dict"), dict) or not {"categories", "config"} <= set(ours):
+            raise UserError(f"{key}={path}: a checkpoint of this project that lacks its weights, categories or config")
         state = {
             name.removeprefix(_MODULE_PREFIX): value
             for name, value in content["state_dict"].items()
@@ -155,7 +157,7 @@ def init_weights(model: nn.Module, weights: Weights, *, class_names: list[str]) 
         else:
             fresh.append(name)
     if not any(name.startswith("backbone.") and name not in fresh for name, _ in model.named_parameters()):
-        raise UserError(f"init={weights.path}: no weight of its backbone fits this model; choose the same model.backbone")
+        raise UserError(f"init={weights.path}: no weight of its backbone fits; choose the model.backbone that it has")
     return fresh
 
 
@@ -203,7 +205,8 @@ def _load(path: Path, key: str) -> Any:
             "such a file could run code and is not read"
         ) from None
     except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError, AttributeError, UnicodeDecodeError) as e:
-        raise UserError(f"{key}={path}: not a checkpoint, or a damaged one ({str(e).splitlines()[0][:100]})") from None
+        reason = (str(e) or type(e).__name__).splitlines()[0][:100]
+        raise UserError(f"{key}={path}: not a checkpoint, or a damaged one ({reason})") from None
 
 
 def _read_torchvision(path: Path, content: dict[str, Tensor], key: str) -> Weights:

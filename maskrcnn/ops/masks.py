@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 RLE = dict[str, Any]
+Patch = tuple[Tensor, tuple[int, int]]  # pixels [h, w] and the (top, left) where they belong
 PASTE_RULES = ("torchvision", "detectron2")
 
 
@@ -25,6 +26,7 @@ def sample_mask_targets(crops: Tensor, *, boxes: Tensor, rois: Tensor, size: int
         crops: uint8 [N, S, S].
         boxes: [N, 4], the box that each crop fills.
         rois: [N, 4], in the same pixels.
+        size: Side of the result.
 
     Returns:
         float32 [N, size, size] in 0..1, 0 where the RoI reaches beyond the box.
@@ -47,6 +49,8 @@ def masks_to_rle(
     Args:
         mask_probs: [N, M, M].
         boxes: [N, 4] in pixels of the picture.
+        size: Its (height, width).
+        threshold: Probability from which a pixel belongs to the mask.
         paste: `torchvision`: boxes are widened by the mask's margin and cut to whole pixels;
             `detectron2`: each pixel centre samples the mask at its exact place in the box.
     """
@@ -57,7 +61,7 @@ def masks_to_rle(
     ]
 
 
-def _paste_torchvision(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[tuple[Tensor, tuple[int, int]]]:
+def _paste_torchvision(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[Patch]:
     """Patches and their (top, left), by torchvision's rule: a zero margin of one mask pixel all round."""
     side = mask_probs.shape[-1]
     padded = F.pad(mask_probs, (1, 1, 1, 1))
@@ -74,7 +78,7 @@ def _paste_torchvision(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int])
     return patches
 
 
-def _paste_detectron2(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[tuple[Tensor, tuple[int, int]]]:
+def _paste_detectron2(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[Patch]:
     """Patches and their (top, left), sampled at pixel centres."""
     patches = []
     for mask, (x0, y0, x1, y1) in zip(mask_probs, boxes.tolist(), strict=True):

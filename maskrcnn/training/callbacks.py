@@ -9,7 +9,9 @@ import numpy as np
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 from pytorch_lightning.loggers import TensorBoardLogger
+from rich.progress import BarColumn, ProgressColumn
 
 from maskrcnn.data.datamodule import DetectionDataModule
 from maskrcnn.data.sample import Sample
@@ -29,7 +31,15 @@ _SHORT_NAMES = {
 
 
 class ProgressBar(RichProgressBar):
-    """A progress bar with the losses."""
+    """A progress bar with the losses, narrow enough for a terminal of 80 columns."""
+
+    def __init__(self) -> None:
+        super().__init__(theme=RichProgressBarTheme(metrics_format=".2f"))
+
+    def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
+        """Epoch, bar, batches, elapsed and remaining time; the losses follow."""
+        description, _, batches, times, _ = super().configure_columns(trainer)
+        return [description, BarColumn(bar_width=10), batches, times]
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The losses under short names."""
@@ -49,7 +59,7 @@ class Speed(Callback):
     ) -> None:
         """Count the batch; log now and then."""
         self._images += len(batch[1]) * trainer.world_size
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now = time.perf_counter()
             pl_module.log("perf/images_per_second", self._images / (now - self._since), batch_size=1)
             self._images, self._since = 0, now
@@ -67,7 +77,7 @@ class ScoreLine(Callback):
             f"{kind} AP {numbers['ap']:.3f} (AP50 {numbers['ap50']:.3f}, AP75 {numbers['ap75']:.3f})"
             for kind, numbers in pl_module.scores.items()
         ]
-        print(f"epoch {trainer.current_epoch + 1}: {', '.join(parts)}", flush=True)
+        print(f"epoch {trainer.current_epoch}: {', '.join(parts)}", flush=True)
 
 
 class Pictures(Callback):
@@ -89,7 +99,7 @@ class Pictures(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the first `count` pictures of those that were validated."""
         assert isinstance(pl_module, MaskRCNNModule)
-        if trainer.sanity_checking or not trainer.is_global_zero or trainer.fast_dev_run:
+        if trainer.sanity_checking or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         dataset = trainer.datamodule.datasets["val"]  # type: ignore[attr-defined]
         boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
@@ -135,7 +145,8 @@ def announce(trainer: Trainer, module: MaskRCNNModule, data: DetectionDataModule
     parameters = sum(p.numel() for p in module.model.parameters())
     print(
         f"Mask R-CNN, {parameters / 1e6:.1f} M parameters, {len(module.categories)} classes; "
-        f"{len(data.datasets['train'])} training and {len(data.datasets['val'])} validation pictures\n"
+        f"{len(data.datasets['train'])} training and {len(data.datasets['val'])} validation pictures; "
+        f"{trainer.num_devices * trainer.num_nodes} x {trainer.accelerator.name()}, {trainer.precision}\n"
         f"run folder: {trainer.default_root_dir}",
         flush=True,
     )
@@ -143,7 +154,7 @@ def announce(trainer: Trainer, module: MaskRCNNModule, data: DetectionDataModule
 
 def conclude(trainer: Trainer, module: MaskRCNNModule) -> float | None:
     """Print the last validation's tables and where everything is; returns its mask AP."""
-    if not module.scores or trainer.fast_dev_run:
+    if not module.scores or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     write_report(trainer, module)
     if trainer.is_global_zero:

@@ -1,13 +1,16 @@
 """The LightningModule: model, losses, optimizer and validation."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from maskrcnn.errors import UserError
 from maskrcnn.evaluation.coco import CocoMetric
 from maskrcnn.evaluation.results import to_results
 from maskrcnn.models.mask_rcnn import MaskRCNN
@@ -49,13 +52,16 @@ class MaskRCNNModule(LightningModule):
         self._make_schedule = schedule
         self._config = config or {}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer over two parameter groups, and a schedule per step."""
         assert self._make_optimizer and self._make_schedule
         optimizer = self._make_optimizer(parameter_groups(self.model))
-        total = int(self.trainer.estimated_stepping_batches)
-        epochs = max(self.trainer.max_epochs or 1, 1)
-        schedule = self._make_schedule(optimizer, total_steps=total, steps_per_epoch=max(total // epochs, 1))
+        self.trainer.fit_loop.setup_data()  # its length is asked for next
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise UserError("trainer.max_epochs, trainer.max_steps: set one; the schedule needs an end")
+        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        schedule = self._make_schedule(optimizer, total_steps=int(total), steps_per_epoch=steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: tuple[ImageBatch, list[dict[str, Tensor]]], _: int) -> Tensor:
@@ -64,7 +70,9 @@ class MaskRCNNModule(LightningModule):
         loss = sum(losses.values())
         size = len(batch[1])
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True, batch_size=size)
+        self.log_dict(
+            {f"train/{name}": value for name, value in losses.items()}, prog_bar=True, batch_size=size
+        )
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         return loss
 
@@ -90,7 +98,11 @@ class MaskRCNNModule(LightningModule):
         """COCO AP over all ranks, logged as val/box_ap ... val/mask_ar_large."""
         self.scores = self.metric.compute()
         self.log_dict(
-            {f"val/{kind}_{name}": value for kind, numbers in self.scores.items() for name, value in numbers.items()}
+            {
+                f"val/{kind}_{name}": value
+                for kind, numbers in self.scores.items()
+                for name, value in numbers.items()
+            }
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

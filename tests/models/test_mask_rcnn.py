@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,20 +23,6 @@ EVERYTHING = 1_000_000
 
 
 @pytest.fixture(scope="module")
-def reference(make_torchvision: Factory) -> TorchvisionMaskRCNN:
-    model: TorchvisionMaskRCNN = make_torchvision(
-        min_size=160,
-        max_size=256,
-        rpn_post_nms_top_n_train=150,
-        rpn_post_nms_top_n_test=150,
-        rpn_batch_size_per_image=EVERYTHING,
-        box_batch_size_per_image=EVERYTHING,
-        box_detections_per_img=25,
-    )
-    return model
-
-
-@pytest.fixture(scope="module")
 def read_torchvision(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Tensor]], Weights]:
     """Send tensors with torchvision's names through a file, to get them back with ours."""
 
@@ -52,35 +37,48 @@ def read_torchvision(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict
 
 
 @pytest.fixture(scope="module")
-def ours(reference: TorchvisionMaskRCNN, make_model: Factory, read_torchvision: Factory) -> MaskRCNN:
-    model: MaskRCNN = make_model(
-        "model.input.min_size=160",
-        "model.input.max_size=256",
-        "model.rpn.post_nms_top_n_train=150",
-        "model.rpn.post_nms_top_n_test=150",
+def pair(
+    make_torchvision: Factory, make_model: Factory, read_torchvision: Factory
+) -> tuple[TorchvisionMaskRCNN, MaskRCNN]:
+    """torchvision's model and ours with the same weights."""
+    reference = make_torchvision(
+        min_size=96,
+        max_size=160,
+        rpn_post_nms_top_n_train=80,
+        rpn_post_nms_top_n_test=80,
+        rpn_batch_size_per_image=EVERYTHING,
+        box_batch_size_per_image=EVERYTHING,
+        box_detections_per_img=15,
+    )
+    model = make_model(
+        "model.input.min_size=96",
+        "model.input.max_size=160",
+        "model.rpn.post_nms_top_n_train=80",
+        "model.rpn.post_nms_top_n_test=80",
         f"model.rpn.sampler.batch_size_per_image={EVERYTHING}",
         f"model.roi.sampler.batch_size_per_image={EVERYTHING}",
-        "model.detections_per_image=25",
+        "model.detections_per_image=15",
         preset="torchvision",
         num_classes=90,
     )
     load_weights(model, read_torchvision(reference.state_dict()))
-    return model.eval()
+    return reference, model.eval()
 
 
 @pytest.mark.parametrize(
     "sizes",
-    [[(160, 224)], [(131, 247)], [(251, 117)], [(480, 640)], [(100, 150), (181, 90)]],
+    [[(96, 128)], [(77, 149)], [(151, 70)], [(480, 640)], [(60, 90), (109, 54)]],
     ids=["unscaled", "odd", "portrait", "larger", "two_sizes"],
 )
 def test_detections_equal_torchvision(
-    reference: TorchvisionMaskRCNN, ours: MaskRCNN, make_images: Factory, sizes: list[tuple[int, int]]
+    pair: tuple[TorchvisionMaskRCNN, MaskRCNN], make_images: Factory, sizes: list[tuple[int, int]]
 ) -> None:
+    reference, ours = pair
     images = make_images(sizes)
     with torch.no_grad():
         expected = reference(images)
     for size, want, got in zip(sizes, expected, ours.predict(images), strict=True):
-        assert len(want["boxes"]) == 25
+        assert len(want["boxes"]) == 15
         assert len(want["labels"].unique()) >= 5
         torch.testing.assert_close(got["boxes"], want["boxes"], atol=0.05, rtol=0)
         torch.testing.assert_close(got["scores"], want["scores"], atol=1e-3, rtol=0)
@@ -90,7 +88,7 @@ def test_detections_equal_torchvision(
         wanted = [coco_mask.encode(np.asfortranarray(mask)) for mask in masks]
         areas, wanted_areas = coco_mask.area(rles), coco_mask.area(wanted)
         assert np.array_equal(areas == 0, wanted_areas == 0)
-        assert (areas > 0).sum() >= 20
+        assert (areas > 0).sum() >= 12
         ious = coco_mask.iou(rles, wanted, [0] * len(rles)).diagonal()
         assert ious[areas > 0].min() > 0.99
 
@@ -139,14 +137,14 @@ def test_preset_has_the_settings_of_torchvision(make_model: Factory) -> None:
 
 
 def test_losses_and_gradients_equal_torchvision(
-    reference: TorchvisionMaskRCNN,
-    ours: MaskRCNN,
+    pair: tuple[TorchvisionMaskRCNN, MaskRCNN],
     read_torchvision: Factory,
     make_images: Factory,
     make_targets: Factory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sizes = [(160, 224), (176, 160)]  # the transform of the reference leaves these as they are
+    reference, ours = pair
+    sizes = [(96, 128), (112, 96)]  # the transform of the reference leaves these as they are
     images, targets = make_images(sizes), make_targets(sizes, [5, 3], num_classes=90)
     of_image = iter(targets)
 
@@ -192,16 +190,31 @@ def make_batch(images: list[Tensor]) -> ImageBatch:
 SIZES = [(64, 96), (50, 70)]
 
 
-@pytest.mark.parametrize("class_agnostic", [False, True])
-@pytest.mark.parametrize("counts", [(0, 0), (0, 3), (3, 0)])
+@pytest.mark.parametrize(
+    "case",
+    [
+        ((0, 0), False, "smooth_l1"),
+        ((0, 0), True, "smooth_l1"),
+        ((0, 0), False, "iou"),
+        ((0, 0), True, "ciou"),
+        ((0, 3), False, "giou"),
+        ((0, 3), True, "smooth_l1"),
+        ((3, 0), False, "smooth_l1"),
+        ((3, 0), True, "diou"),
+    ],
+)
 def test_pictures_without_instances_leave_every_parameter_a_finite_gradient(
     make_tiny_model: Factory,
     make_images: Factory,
     make_targets: Factory,
-    counts: tuple[int, int],
-    class_agnostic: bool,
+    case: tuple[tuple[int, int], bool, BoxLossName],
 ) -> None:
-    model = make_tiny_model(f"model.box_head.class_agnostic={str(class_agnostic).lower()}").train()
+    counts, class_agnostic, box_loss = case
+    model = make_tiny_model(
+        f"model.rpn.box_loss={box_loss}",
+        f"model.box_head.box_loss={box_loss}",
+        f"model.box_head.class_agnostic={str(class_agnostic).lower()}",
+    ).train()
     losses = model(make_batch(make_images(SIZES)), make_targets(SIZES, counts))
     assert set(losses) == set(LOSSES)
     assert all(loss.isfinite() for loss in losses.values())
@@ -218,8 +231,17 @@ def test_pictures_without_instances_leave_every_parameter_a_finite_gradient(
         assert parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("class_agnostic", [False, True])
-@pytest.mark.parametrize("box_loss", ["smooth_l1", "iou", "giou", "diou", "ciou"])
+@pytest.mark.parametrize(
+    ("box_loss", "class_agnostic"),
+    [
+        ("smooth_l1", False),
+        ("smooth_l1", True),
+        ("iou", False),
+        ("giou", True),
+        ("diou", False),
+        ("ciou", True),
+    ],
+)
 def test_a_step_with_each_box_loss_moves_both_regressors(
     make_tiny_model: Factory,
     make_images: Factory,

@@ -1,0 +1,251 @@
+"""The YAML tree against the constructors, and every option of every group through the real command."""
+
+import inspect
+import shutil
+from collections.abc import Iterator
+from itertools import combinations, product
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from maskrcnn.config import BUILDABLE, _locate, config_folder
+from maskrcnn.data.shapes import draw_shapes
+from maskrcnn.models.mask_rcnn import LOSSES
+from tests.cli_tools import TRIAL, run
+
+CONF = config_folder()
+
+# Arguments that code fills in.
+BY_CODE = {
+    "maskrcnn.models.necks.FPN": {"in_channels"},
+    "maskrcnn.models.rpn.RPN": {"in_channels", "anchors"},
+    "maskrcnn.models.roi_heads.BoxHead": {"in_channels", "num_classes"},
+    "maskrcnn.models.roi_heads.MaskHead": {"in_channels", "num_classes"},
+    "maskrcnn.training.schedules.cosine": {"optimizer", "total_steps", "steps_per_epoch"},
+    "maskrcnn.training.schedules.multistep": {"optimizer", "total_steps", "steps_per_epoch"},
+}
+
+BUILT = "an object, where the default is none"
+
+# Where a preset means to differ from the constructors' defaults; everything else is equal.
+INTENDED: dict[str, dict[str, Any]] = {
+    "augment/color": {"flip": BUILT, "color": BUILT},
+    "augment/light": {"flip": BUILT},
+    "checkpoint/default": {
+        "best.dirpath": "${hydra:runtime.output_dir}/checkpoints",
+        "best.filename": "best",
+        "best.monitor": "val/mask_ap",
+        "best.mode": "max",
+        "best.enable_version_counter": False,
+        "last.dirpath": "${hydra:runtime.output_dir}/checkpoints",
+        "last.filename": "last",
+        "last.mode": "max",
+        "last.enable_version_counter": False,
+    },
+    "data/coco": {
+        "augment": "${augment}",
+        "seed": "${seed}",
+        "size_divisor": "${model.input.size_divisor}",
+    },
+    "data/custom": {
+        "augment": "${augment}",
+        "seed": "${seed}",
+        "size_divisor": "${model.input.size_divisor}",
+        "train_annotations": "annotations/train.json",
+        "train_images": "train",
+        "val_annotations": "annotations/val.json",
+        "val_images": "val",
+    },
+    "data/shapes": {
+        "augment": "${augment}",
+        "seed": "${seed}",
+        "size_divisor": "${model.input.size_divisor}",
+        "draw": BUILT,
+        "batch_size": 8,
+        "min_sizes": [160],
+        "max_size": 160,
+    },
+    "logger/csv": {"csv.name": "", "csv.version": ""},
+    "logger/tensorboard": {
+        "csv.name": "",
+        "csv.version": "",
+        "tensorboard.name": "tensorboard",
+        "tensorboard.version": "",
+        "tensorboard.default_hp_metric": False,
+    },
+    "model/backbone/resnet18": {"name": "resnet18"},
+    "model/mask_rcnn": {
+        "loss_weights": dict.fromkeys(LOSSES, 1.0),
+        "rpn.matcher.high_threshold": 0.7,
+        "rpn.matcher.low_threshold": 0.3,
+        "rpn.matcher.allow_low_quality": True,
+        "rpn.sampler.batch_size_per_image": 256,
+        "rpn.sampler.positive_fraction": 0.5,
+    },
+    "optim/adam": {"lr": 1e-4, "weight_decay": 1e-4},
+    "optim/adamw": {"lr": 1e-4, "weight_decay": 0.05},
+    "optim/sgd": {"lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4},
+    "trainer/default": {
+        "max_epochs": 24,
+        "precision": "32-true",
+        "num_sanity_val_steps": 2,
+        "log_every_n_steps": 20,
+        "enable_progress_bar": True,
+        "enable_checkpointing": True,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "default_root_dir": "${hydra:runtime.output_dir}",
+    },
+}
+INTENDED["model/torchvision"] = INTENDED["model/mask_rcnn"] | {
+    "input.min_size": 800,
+    "input.max_size": 1333,
+    "anchors.strides": None,
+}
+
+
+def options() -> dict[str, list[str]]:
+    """Group -> its options."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(CONF.rglob("*/*.yaml")):
+        group = str(path.parent.relative_to(CONF))
+        if not group.startswith("hydra"):
+            found.setdefault(group, []).append(path.stem)
+    return found
+
+
+GROUPS = options()
+BUILDING = [(group, option) for group in GROUPS for option in GROUPS[group] if group != "experiment"]
+
+
+def composed(group: str, option: str) -> dict[str, Any]:
+    """The node of a group with that option, references not resolved."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[f"{group}={option}"])
+    node = OmegaConf.to_container(OmegaConf.select(cfg, group.replace("/", ".")))
+    return {key: value for key, value in node.items() if f"{group}/{key}" not in GROUPS}
+
+
+def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every node with a `_target_`, and where it stands."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    if isinstance(node, dict) and "_target_" in node:
+        yield path, node
+    for key, child in children:
+        yield from targets(child, f"{path}.{key}".lstrip("."))
+
+
+def parameters(target: str) -> dict[str, inspect.Parameter]:
+    found = inspect.signature(_locate(target, "", ())).parameters
+    return {name: p for name, p in found.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+
+
+def comparable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return BUILT if "_target_" in value else value
+    return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize(("group", "option"), BUILDING)
+def test_option_lists_every_argument(group, option):
+    inherited = set(GROUPS) & {f"{group}/{key}" for key in ("backbone", "neck", "roi")}
+    for path, node in targets(composed(group, option)):
+        target = node["_target_"]
+        listed = set(node) - {"_target_", "_partial_"}
+        known = set(parameters(target))
+        assert listed <= known, path
+        if target.startswith("maskrcnn."):
+            left_out = {name.removeprefix(f"{group}/") for name in inherited} if not path else set()
+            assert listed | left_out == known - BY_CODE.get(target, set()), path
+
+
+@pytest.mark.parametrize(("group", "option"), BUILDING)
+def test_option_has_the_defaults_of_the_constructors(group, option):
+    differences = {}
+    for path, node in targets(composed(group, option)):
+        for name, parameter in parameters(node["_target_"]).items():
+            if name in node and parameter.default is not inspect.Parameter.empty:
+                value, default = comparable(node[name]), comparable(parameter.default)
+                if value != default or type(value) is not type(default) is bool:
+                    differences[f"{path}.{name}".lstrip(".")] = value
+    assert differences == INTENDED.get(f"{group}/{option}", {})
+
+
+def test_no_entry_of_the_lists_is_stale():
+    assert set(INTENDED) <= {f"{group}/{option}" for group, option in BUILDING}
+    for target, names in BY_CODE.items():
+        assert target in BUILDABLE
+        assert names <= set(parameters(target))
+
+
+def test_what_may_be_built_is_what_the_configs_build():
+    built = {
+        node["_target_"]
+        for path in CONF.rglob("*.yaml")
+        for _, node in targets(OmegaConf.to_container(OmegaConf.load(path)))
+    }
+    assert built == BUILDABLE
+
+
+@pytest.mark.parametrize("target", sorted(name for name in BUILDABLE if name.startswith("maskrcnn.")))
+def test_constructors_are_keyword_only(target):
+    positional = [name for name, p in parameters(target).items() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    assert positional == (["optimizer"] if ".schedules." in target else [])
+
+
+def pairwise(groups: dict[str, list[str]]) -> list[dict[str, str]]:
+    """Choices in which any two options of different groups meet at least once."""
+    missing = {
+        frozenset({(a, x), (b, y)}) for (a, xs), (b, ys) in combinations(groups.items(), 2) for x, y in product(xs, ys)
+    }
+    rows = []
+    while missing:
+        row = dict(min(sorted(pair) for pair in missing))
+        for group in [group for group in groups if group not in row]:
+            row[group] = max(
+                groups[group],
+                key=lambda option: sum(frozenset({(group, option), chosen}) in missing for chosen in row.items()),
+            )
+        missing -= {frozenset(pair) for pair in combinations(row.items(), 2)}
+        rows.append(row)
+    return rows
+
+
+ROWS = pairwise({group: names for group, names in GROUPS.items() if group != "experiment"})
+ROWS += [{"experiment": name} for name in GROUPS["experiment"]]
+
+
+def test_rows_cover_all_pairs():
+    for (group, option), (other, choice) in product(BUILDING, BUILDING):
+        if group != other:
+            assert any(row.get(group) == option and row.get(other) == choice for row in ROWS)
+
+
+@pytest.fixture(scope="session")
+def roots(tmp_path_factory):
+    """A small drawn set in the layout of each data preset."""
+    coco, custom = (tmp_path_factory.mktemp("sets") / name for name in ("coco", "custom"))
+    draw_shapes(coco, train_images=4, val_images=2, image_size=64)
+    (custom / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        shutil.copytree(coco / f"{split}2017", custom / split)
+        shutil.copy(coco / "annotations" / f"instances_{split}2017.json", custom / "annotations" / f"{split}.json")
+    return {"coco": coco, "custom": custom, "shapes": custom.parent}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[str(number) for number in range(len(ROWS))])
+def test_options_train_together(row, roots, tmp_path):
+    data = row.get("data", "shapes")
+    drawing = [f"data.draw.{size}" for size in ("train_images=4", "val_images=2", "image_size=64")]
+    outcome = run(
+        "train",
+        *(f"{group}={option}" for group, option in row.items()),
+        *TRIAL,
+        *(drawing if data == "shapes" else ()),
+        f"data.root={roots[data]}",
+        f"hydra.run.dir={tmp_path}",
+    )
+    assert outcome.code == 0, outcome.err
+    assert "5 classes; 3 training and 2 validation pictures" in outcome.out
