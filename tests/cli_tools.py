@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
@@ -72,6 +73,8 @@ def run(command: str, *arguments: str) -> Outcome:
 
 @contextmanager
 def _undone() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are so small that threads only wait for each other
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     with mock.patch.dict(os.environ), warnings.catch_warnings():
@@ -83,6 +86,7 @@ def _undone() -> Iterator[None]:
             root.handlers[:], root.level = handlers, level
             _forget_checkpoints(ConfigStore.instance().repo)
             GlobalHydra.instance().clear()
+            torch.set_num_threads(threads)
 
 
 def _forget_checkpoints(repo: dict[str, Any]) -> None:

@@ -111,9 +111,7 @@ def test_libraries_stay_behind_their_modules(library):
         for path in MODULES
         if any(name.split(".")[0] == library for name in imports(path))
     }
-    strangers = {
-        user for user in users if not any(fnmatch.fnmatch(user, known) for known in ONLY_IN[library])
-    }
+    strangers = {user for user in users if not any(fnmatch.fnmatch(user, known) for known in ONLY_IN[library])}
     assert strangers == set()
 
 
@@ -147,9 +145,7 @@ def test_ops_and_evaluation_write_nothing():
 
 
 def test_every_load_takes_tensors_and_plain_types_alone():
-    loads = [
-        (path, call) for path in (*MODULES, *COMMANDS) for name, call in calls(path) if name == "torch.load"
-    ]
+    loads = [(path, call) for path in (*MODULES, *COMMANDS) for name, call in calls(path) if name == "torch.load"]
     assert loads
     for path, call in loads:
         weights_only = [word.value for word in call.keywords if word.arg == "weights_only"]
@@ -189,7 +185,5 @@ def test_top_level_holds_the_known_entries_alone():
 
 def test_every_package_is_installed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    packages = {
-        ".".join(path.parent.relative_to(ROOT).parts) for path in MODULES if path.name == "__init__.py"
-    }
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in MODULES if path.name == "__init__.py"}
     assert set(project["tool"]["setuptools"]["packages"]) == packages | {"maskrcnn.conf"}

@@ -71,11 +71,7 @@ def test_any_path_survives_hydras_parser(path):
     assert _unquote(argument.removeprefix("data.root=")) == path
 
 
-@given(
-    path=st.text(
-        st.characters(exclude_categories=["C", "Z"]) | st.sampled_from("\\'\"=,[]{}() ~$"), min_size=1
-    )
-)
+@given(path=st.text(st.characters(exclude_categories=["C", "Z"]) | st.sampled_from("\\'\"=,[]{}() ~$"), min_size=1))
 def test_random_paths_survive_hydras_parser(path):
     argument = quote_path(f"ckpt={path}")
     if argument == f"ckpt={path}":  # looked quoted already, or is a keyword
@@ -287,8 +283,16 @@ def test_folder_of_a_run_that_got_nowhere_is_removed(tmp_path):
 def test_folder_with_checkpoints_stays(tmp_path):
     folder = run_folder(tmp_path)
     (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").write_text("weights")
     _remove_unused(folder, since=time.time())
     assert (folder / "train.log").exists()
+
+
+def test_folder_of_a_sweep_goes_with_its_only_job(tmp_path):
+    folder = run_folder(tmp_path / "sweep")
+    (tmp_path / "sweep" / "multirun.yaml").write_text("a: 1")
+    _remove_unused(folder, since=time.time())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_with_something_older_stays(tmp_path):

@@ -62,15 +62,11 @@ class TrainTransform:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """A changed copy of `sample`; every draw comes from `rng`."""
         height, width = sample.size
-        size = resized_shape(
-            (height, width), min_size=int(rng.choice(self.min_sizes)), max_size=self.max_size
-        )
+        size = resized_shape((height, width), min_size=int(rng.choice(self.min_sizes)), max_size=self.max_size)
         matrix = np.diag([size[1] / width, size[0] / height, 1.0])
         if self.augment.flip is not None:
             matrix = self.augment.flip.matrix(size, rng) @ matrix
         image = sample.image if np.array_equal(matrix, IDENTITY) else warp(sample.image, matrix, size)
         if self.augment.color is not None:
             image = self.augment.color(image, rng)
-        return replace(
-            sample, image=image, outlines=[outline.transform(matrix) for outline in sample.outlines]
-        )
+        return replace(sample, image=image, outlines=[outline.transform(matrix) for outline in sample.outlines])

@@ -130,9 +130,7 @@ def read_instances(path: Path) -> dict[str, Any]:
         UserError: The file is missing, not JSON, lacks a section or a field, or refers to unknown ids.
     """
     if not path.is_file():
-        raise UserError(
-            f"{path}: no such annotation file; set data.root, data.train_annotations, data.val_annotations"
-        )
+        raise UserError(f"{path}: no such annotation file; set data.root, data.train_annotations, data.val_annotations")
     try:
         content = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -228,9 +226,7 @@ def index_instances(path: Path, content: dict[str, Any], *, use_crowd: bool) -> 
             if not left_out:
                 of_image[position].append((label_of[entry["category_id"]], *segmentation))
     for reason, ids in rejected.items():
-        log.warning(
-            "%s: %d annotations left out, their box %s (first: annotation %s)", path, len(ids), reason, ids[0]
-        )
+        log.warning("%s: %d annotations left out, their box %s (first: annotation %s)", path, len(ids), reason, ids[0])
 
     instances = [instance for of_one in of_image for instance in of_one]
     rings = [ring for _, of_one, _ in instances for ring in of_one]
@@ -272,9 +268,7 @@ def _segmentation(path: Path, entry: dict[str, Any], image: dict[str, Any]) -> t
         raise UserError(f"{where} has segmentation {segmentation!r:.40}, neither polygons nor run lengths")
     for ring in segmentation:
         if not isinstance(ring, list) or len(ring) < 6 or len(ring) % 2 or not _are_numbers(ring):
-            raise UserError(
-                f"{where} has a polygon that is not a list x1, y1, x2, y2, ... of at least 3 points"
-            )
+            raise UserError(f"{where} has a polygon that is not a list x1, y1, x2, y2, ... of at least 3 points")
         if max(ring) > _FARTHEST or min(ring) < -_FARTHEST:
             raise UserError(f"{where} has a polygon that reaches {max(map(abs, ring)):.3g} pixels far")
     return segmentation, b""
@@ -283,9 +277,7 @@ def _segmentation(path: Path, entry: dict[str, Any], image: dict[str, Any]) -> t
 def _run_lengths(where: str, segmentation: dict[str, Any], size: list[int]) -> bytes:
     """Compressed run lengths, of a mask that is known to be whole."""
     if segmentation.get("size") != size:
-        raise UserError(
-            f"{where} has a run-length mask of size {segmentation.get('size')}, its picture has {size}"
-        )
+        raise UserError(f"{where} has a run-length mask of size {segmentation.get('size')}, its picture has {size}")
     counts: Any = segmentation.get("counts")
     try:
         if isinstance(counts, list):

@@ -78,9 +78,7 @@ class DetectionDataModule(LightningDataModule):
         if num_workers is not None and num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {num_workers}")
         if not min_sizes or not 1 <= min(min_sizes) <= max(min_sizes) <= max_size:
-            raise ValueError(
-                f"min_sizes must be sizes between 1 and max_size ({max_size}), got {list(min_sizes)}"
-            )
+            raise ValueError(f"min_sizes must be sizes between 1 and max_size ({max_size}), got {list(min_sizes)}")
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1 or null, got {limit}")
         if mask_size < 28:
@@ -118,9 +116,7 @@ class DetectionDataModule(LightningDataModule):
             annotation_file, images = self.files[split]
             content = read_instances(annotation_file)
             annotations = index_instances(annotation_file, content, use_crowd=self.use_crowd)
-            dataset = CocoDataset(
-                annotations=annotations, images=images, indices=self._indices(annotations, split)
-            )
+            dataset = CocoDataset(annotations=annotations, images=images, indices=self._indices(annotations, split))
             self._check_split(split, dataset)
             self.datasets[split] = dataset
             if split == "val":

@@ -27,9 +27,7 @@ def read_image(path: Path, *, image_id: int | None = None) -> np.ndarray:
     except UnidentifiedImageError:
         raise UserError(f"{name}: not a picture file; replace it or remove it from the annotations") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{name}: cannot be read ({error}); replace it or remove it from the annotations"
-        ) from None
+        raise UserError(f"{name}: cannot be read ({error}); replace it or remove it from the annotations") from None
 
 
 def check_images(paths: list[Path], image_ids: list[int]) -> None:

@@ -107,9 +107,7 @@ def to_target(sample: Sample, *, mask_size: int, min_side: float = 1.0) -> dict[
     Instances whose box has a side under `min_side` pixels leave boxes, labels and masks together. Masks are
     uint8 [N, mask_size, mask_size], each cropped to its own box.
     """
-    boxes = np.array([outline.box(sample.size) for outline in sample.outlines], dtype=np.float32).reshape(
-        -1, 4
-    )
+    boxes = np.array([outline.box(sample.size) for outline in sample.outlines], dtype=np.float32).reshape(-1, 4)
     keep = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= min_side).all(axis=1))
     masks = np.zeros((len(keep), mask_size, mask_size), dtype=np.uint8)
     for row, i in enumerate(keep):
@@ -127,9 +125,7 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def warp(
-    image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], *, fill: int | None = None
-) -> np.ndarray:
+def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], *, fill: int | None = None) -> np.ndarray:
     """Map a picture by an affine `matrix` [3, 3] onto a canvas of `size` (height, width), bilinearly.
 
     `fill` is the level outside the picture; without one its border is continued.

@@ -11,12 +11,12 @@ about the class. Every tenth picture is a PNG file, the others are JPEG files.
 Classes. ``CLASSES``: ellipse, triangle, star (five points), ring (a real hole: what lies behind shows) and
 cross, all turned by any angle and stretched. The category ids have gaps, as they have in COCO.
 
-Sizes. The square root of a shape's area follows ``SIDE_RANGES``: with pictures of 160 pixels about four in
-ten instances are small in the COCO sense (less than 32 * 32 visible pixels) and one in fourteen is large
-(more than 96 * 96). About 6 % of the pictures are empty, the others hold one to seven instances. At least
-``MIN_INSIDE_SHARE`` of a shape lies inside the picture.
+Sizes. The square root of a shape's area follows ``SIDE_RANGES``: with pictures of 160 pixels almost four in
+ten instances are small in the COCO sense (less than 32 * 32 visible pixels) and one in seventeen is large
+(more than 96 * 96). About 6 % of the pictures are empty, the others hold one to ten instances, four on
+average. At least ``MIN_INSIDE_SHARE`` of a shape lies inside the picture.
 
-Occlusion. A shape covers those drawn before it, and the annotation is the part that stays visible. Four in
+Occlusion. A shape covers those drawn before it, and the annotation is the part that stays visible. Three in
 ten shapes may cover others and are placed beside one, the rest keep clear of all: somewhat more than a third
 of the instances end up partly hidden. A shape that would leave less than ``MIN_VISIBLE_SHARE``,
 ``MIN_VISIBLE_AREA`` or ``MIN_VISIBLE_SIDE`` of an earlier one, or only graze it, is placed elsewhere or left
@@ -85,7 +85,7 @@ class Instance:
 
 
 def draw_shapes(
-    root: Path, *, train_images: int = 1600, val_images: int = 128, image_size: int = 160, seed: int = 0
+    root: Path, *, train_images: int = 1280, val_images: int = 128, image_size: int = 160, seed: int = 0
 ) -> None:
     """Draw the set into ``root``; a complete set that is already there is left as it is, whatever its size.
 
@@ -129,7 +129,7 @@ class ShapesDrawing:
     """
 
     def __init__(
-        self, *, train_images: int = 1600, val_images: int = 128, image_size: int = 160, seed: int = 0
+        self, *, train_images: int = 1280, val_images: int = 128, image_size: int = 160, seed: int = 0
     ) -> None:
         self._arguments = {
             "train_images": train_images,

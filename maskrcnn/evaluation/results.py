@@ -51,9 +51,7 @@ def to_results(
     return results
 
 
-def match_categories(
-    known: list[dict[str, Any]], wanted: list[dict[str, Any]], *, source: str
-) -> list[int | None]:
+def match_categories(known: list[dict[str, Any]], wanted: list[dict[str, Any]], *, source: str) -> list[int | None]:
     """The data set's category id for each label of a model, None where the data set lacks it.
 
     Categories are matched by name. A model without class names fits a data set of as many classes.

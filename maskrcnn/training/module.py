@@ -70,9 +70,7 @@ class MaskRCNNModule(LightningModule):
         loss = sum(losses.values())
         size = len(batch[1])
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
-        self.log_dict(
-            {f"train/{name}": value for name, value in losses.items()}, prog_bar=True, batch_size=size
-        )
+        self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True, batch_size=size)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         return loss
 
@@ -98,11 +96,7 @@ class MaskRCNNModule(LightningModule):
         """COCO AP over all ranks, logged as val/box_ap ... val/mask_ar_large."""
         self.scores = self.metric.compute()
         self.log_dict(
-            {
-                f"val/{kind}_{name}": value
-                for kind, numbers in self.scores.items()
-                for name, value in numbers.items()
-            }
+            {f"val/{kind}_{name}": value for kind, numbers in self.scores.items() for name, value in numbers.items()}
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

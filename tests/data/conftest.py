@@ -10,9 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 
-def run_lengths(
-    x1: int, y1: int, x2: int, y2: int, *, size: tuple[int, int], compressed: bool
-) -> dict[str, Any]:
+def run_lengths(x1: int, y1: int, x2: int, y2: int, *, size: tuple[int, int], compressed: bool) -> dict[str, Any]:
     """RLE of a rectangle in a picture of `size` (height, width)."""
     mask = np.zeros(size, np.uint8, order="F")
     mask[y1:y2, x1:x2] = 1

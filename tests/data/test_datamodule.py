@@ -222,9 +222,7 @@ def test_splits_of_different_categories_are_refused(tmp_path, write, content):
     content["categories"][1] = {"id": 5, "name": "ship"}
     write(tmp_path, content, split="val")
     data = DetectionDataModule(root=str(tmp_path))
-    with pytest.raises(
-        UserError, match=r"train2017\.json and .*val2017\.json have different categories"
-    ) as caught:
+    with pytest.raises(UserError, match=r"train2017\.json and .*val2017\.json have different categories") as caught:
         data.load("train", "val")
     assert "5 boat" in str(caught.value)
     assert "5 ship" in str(caught.value)

@@ -21,9 +21,7 @@ def detections():
 
 
 def convert(found=None, *, category_ids=(1, 3, 18), paste="torchvision"):
-    return to_results(
-        found or detections(), image_id=42, size=(60, 80), category_ids=category_ids, paste=paste
-    )
+    return to_results(found or detections(), image_id=42, size=(60, 80), category_ids=category_ids, paste=paste)
 
 
 @pytest.mark.parametrize("paste", ["torchvision", "detectron2"])
@@ -36,9 +34,7 @@ def test_results_are_cocos(paste):
     mask = coco_mask.decode(first["segmentation"])
     assert mask.shape == (60, 80)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    assert (
-        np.abs(np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) - (10, 20, 40, 50)).max() <= 1
-    )
+    assert np.abs(np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) - (10, 20, 40, 50)).max() <= 1
 
 
 def test_results_go_into_json():

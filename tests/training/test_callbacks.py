@@ -102,9 +102,7 @@ def test_as_many_pictures_as_asked_for(tmp_path, trainer, module, count):
     assert len(list(tmp_path.glob("*.jpg"))) == min(count, 2)
 
 
-@pytest.mark.parametrize(
-    "change", [{"sanity_checking": True}, {"is_global_zero": False}, {"fast_dev_run": True}]
-)
+@pytest.mark.parametrize("change", [{"sanity_checking": True}, {"is_global_zero": False}, {"fast_dev_run": True}])
 def test_no_pictures_of_a_trial_or_from_other_ranks(tmp_path, trainer, module, change):
     vars(trainer).update(change)
     Pictures(folder=str(tmp_path / "pictures")).on_validation_end(trainer, module)

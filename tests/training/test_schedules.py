@@ -69,9 +69,7 @@ def test_multistep_without_milestones_is_constant():
 
 
 @pytest.mark.parametrize("schedule", [cosine, multistep])
-@pytest.mark.parametrize(
-    ("key", "value"), [("warmup_epochs", -1), ("warmup_factor", 0), ("warmup_factor", 1.5)]
-)
+@pytest.mark.parametrize(("key", "value"), [("warmup_epochs", -1), ("warmup_factor", 0), ("warmup_factor", 1.5)])
 def test_invalid_warmup_is_named(schedule, key, value):
     with pytest.raises(ValueError, match=key):
         rates(schedule, **{key: value})
