@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import hydra
+import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -120,6 +121,19 @@ def command(
     return decorate
 
 
+def native_precision() -> str:
+    """`bf16-mixed` where the GPU, or else the CPU, computes in bfloat16 by itself, `32-true` elsewhere."""
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
+        native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    return "bf16-mixed" if native else "32-true"
+
+
+OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
+
+
 def config_folder() -> Path:
     """The `conf` tree: inside the package where it is installed, beside it in a checkout."""
     package = Path(__file__).parent
@@ -139,7 +153,8 @@ def quote_path(argument: str) -> str:
 def add_checkpoint_options(arguments: list[str]) -> list[str]:
     """Offer what the checkpoint `ckpt=` brings as the config group option `checkpoint`, and choose it.
 
-    A torchvision file implies `model=torchvision`. A group that the user chose replaces the checkpoint's.
+    A torchvision file implies `model=torchvision`; a checkpoint of ours is scored in the precision of its
+    training, so that the numbers come out again. What the user chose replaces the checkpoint's.
 
     Raises:
         UserError: The checkpoint cannot be read.
@@ -154,9 +169,10 @@ def add_checkpoint_options(arguments: list[str]) -> list[str]:
         settings = [f"model.{key}={value}" for key, value in weights.settings.items()]
     else:
         _store_options(weights)
-        chosen = {"model": "checkpoint", "data": "checkpoint"}
+        precision = _node(weights.config, "trainer", weights).get("precision", "32-true")
+        chosen = {"model": "checkpoint", "data": "checkpoint", "trainer.precision": precision}
         settings = []
-    options = [f"{group}={option}" for group, option in chosen.items() if group not in values] + settings
+    options = [f"{key}={value}" for key, value in chosen.items() if key not in values] + settings
     after = next(i for i, argument in enumerate(arguments, start=1) if argument.startswith("ckpt="))
     return arguments[:after] + options + arguments[after:]  # in one block: the parser takes no second one
 

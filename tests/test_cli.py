@@ -365,6 +365,16 @@ def test_cfg_job_of_an_evaluation_shows_what_the_checkpoint_brings(trained, work
     assert files(work) == set()
 
 
+def test_evaluation_keeps_the_precision_of_the_training(trained, work):
+    checkpoint = torch.load(trained[0] / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["maskrcnn"]["config"]["trainer"]["precision"] = "bf16-mixed"
+    torch.save(checkpoint, work / "half.ckpt")
+    for more, expected in (((), "bf16-mixed"), (("trainer.precision=32-true",), "32-true")):
+        outcome = run("evaluate", "ckpt=half.ckpt", *more, "--cfg", "job")
+        assert outcome.code == 0, outcome.err
+        assert yaml.safe_load(outcome.out)["trainer"]["precision"] == expected
+
+
 @pytest.mark.parametrize(
     ("line", "answers"),
     [

@@ -18,6 +18,7 @@ from maskrcnn.config import (
     _unquote,
     build,
     config_folder,
+    native_precision,
     plain,
     quote_path,
 )
@@ -311,3 +312,20 @@ def test_missing_folder_is_no_error(tmp_path):
 def test_config_folder_is_the_one_of_the_checkout():
     assert config_folder() == Path(__file__).parents[1] / "conf"
     assert (config_folder() / "train.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({}, "32-true"), ({"avx512_bf16": False, "amx_bf16": True}, "bf16-mixed"), ({"avx512_bf16": True}, "bf16-mixed")],
+)
+def test_native_precision_of_a_cpu(monkeypatch, capabilities, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities, raising=False)
+    assert native_precision() == expected
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_native_precision_of_a_gpu(monkeypatch, native, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
+    assert native_precision() == expected
