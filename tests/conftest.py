@@ -163,8 +163,7 @@ def make_targets() -> Callable[..., list[dict[str, Tensor]]]:
                 {
                     "boxes": torch.cat((corner, corner + side), dim=1),
                     "labels": torch.randint(1, num_classes + 1, (count,), generator=generator),
-                    "masks": torch.randint(0, 2, (count, 28, 28), generator=generator, dtype=torch.uint8)
-                    * 255,
+                    "masks": torch.randint(0, 2, (count, 28, 28), generator=generator, dtype=torch.uint8) * 255,
                 }
             )
         return targets

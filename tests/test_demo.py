@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 LIMIT_SECONDS = 360
 PROMISED_AP = 0.40
 PROMISED_LEAD = 0.10
+PEER_RATE = 0.01  # 0.02 for 16 pictures a step
 
 
 def test_demo_keeps_its_promise_and_leads_torchvision(tmp_path, monkeypatch):
@@ -62,8 +63,8 @@ def _both(scores):
 def _train_torchvision(root, *, seconds):
     """torchvision's Mask R-CNN, ResNet-18-FPN with BatchNorm, from random weights for `seconds`.
 
-    It gets the same files, size, batch, optimizer, rate and flip as the demo, and anchors scaled to the
-    pictures; the rest is as it comes.
+    It gets the same files, size, batch and flip as the demo, and anchors scaled to the pictures; the optimizer is
+    that of torchvision's reference recipe at this batch size; the rest is as it comes.
     """
     torch.manual_seed(0)
     data = DetectionDataModule(
@@ -80,7 +81,7 @@ def _train_torchvision(root, *, seconds):
         max_size=160,
         rpn_anchor_generator=AnchorGenerator(((12,), (24,), (48,), (96,), (144,)), ((0.5, 1.0, 2.0),) * 5),
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=PEER_RATE, momentum=0.9, weight_decay=1e-4)
     started = time.perf_counter()
     rng = np.random.default_rng(0)
     dataset = data.datasets["train"]
@@ -88,7 +89,7 @@ def _train_torchvision(root, *, seconds):
     while (elapsed := time.perf_counter() - started) < seconds:
         warmup = min(1.0, 0.01 + elapsed / (0.05 * seconds))
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * warmup * 0.5 * (1 + np.cos(np.pi * elapsed / seconds))
+            group["lr"] = PEER_RATE * warmup * 0.5 * (1 + np.cos(np.pi * elapsed / seconds))
         images, targets = zip(*(_to_torchvision(dataset[i], rng) for i in rng.choice(len(dataset), 8)), strict=True)
         loss = sum(model(list(images), list(targets)).values())
         optimizer.zero_grad()

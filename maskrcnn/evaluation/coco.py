@@ -223,18 +223,14 @@ def _best_first(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(results, key=lambda result: -result["score"])
 
 
-def _check_result(
-    entry: Any, where: str, sizes: dict[int, tuple[int, int]], categories: set[int]
-) -> tuple[str, ...]:
+def _check_result(entry: Any, where: str, sizes: dict[int, tuple[int, int]], categories: set[int]) -> tuple[str, ...]:
     """Checks one entry of a results file, the one that messages call ``where``.
 
     Returns:
         The kinds it can be scored for.
     """
     if not isinstance(entry, dict):
-        raise UserError(
-            f"{where} should be a COCO result, an object with an image_id, a category_id and a score"
-        )
+        raise UserError(f"{where} should be a COCO result, an object with an image_id, a category_id and a score")
     for key in ("image_id", "category_id", "score"):
         if key not in entry:
             raise UserError(f"{where} has no {key!r}")

@@ -65,9 +65,7 @@ def draw_instances(
     corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale
 
     canvas = _draw_masks(canvas, masks, colors, scale, line)
-    drawn = draw_bounding_boxes(
-        _to_tensor(canvas), torch.from_numpy(corners), colors=list(colors), width=line
-    )
+    drawn = draw_bounding_boxes(_to_tensor(canvas), torch.from_numpy(corners), colors=list(colors), width=line)
     labels = list(names)
     if scores is not None:
         labels = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
@@ -135,9 +133,7 @@ def _draw_labels(
     return np.array(sheet)
 
 
-def _place(
-    box: np.ndarray, width: int, height: int, size: tuple[int, int], taken: list[_Rectangle]
-) -> _Rectangle:
+def _place(box: np.ndarray, width: int, height: int, size: tuple[int, int], taken: list[_Rectangle]) -> _Rectangle:
     """The plate of a label: above its box, else inside, else below, within a picture of (width, height)."""
     x1, y1, x2, y2 = (round(value) for value in box.tolist())
     plates = []

@@ -116,9 +116,7 @@ class Pictures(Callback):
             for board in boards:
                 board.add_image(f"val/{sample.image_id}", picture, trainer.global_step, dataformats="HWC")
 
-    def _draw(
-        self, sample: Sample, results: list[dict[str, Any]], categories: list[dict[str, Any]]
-    ) -> np.ndarray:
+    def _draw(self, sample: Sample, results: list[dict[str, Any]], categories: list[dict[str, Any]]) -> np.ndarray:
         results = [result for result in results if result["score"] >= self.score_thresh]
         name_of = {category["id"]: category["name"] for category in categories}
         x, y, width, height = np.array([result["bbox"] for result in results], dtype=float).reshape(-1, 4).T

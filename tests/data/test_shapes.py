@@ -76,9 +76,7 @@ def test_train_and_val_share_no_picture_and_no_id(root: Path) -> None:
     assert not np.array_equal(first, other)
 
 
-def test_sizes_occlusion_and_classes(
-    drawn: list[tuple[Image, list[Instance]]], instances: list[Instance]
-) -> None:
+def test_sizes_occlusion_and_classes(drawn: list[tuple[Image, list[Instance]]], instances: list[Instance]) -> None:
     visible = np.array([instance.visible.sum() for instance in instances])
     full = np.array([instance.full_area for instance in instances])
     assert (visible < full).mean() >= 0.30
@@ -180,9 +178,7 @@ def test_a_complete_set_is_left_as_it_is(root: Path, monkeypatch: pytest.MonkeyP
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
-def test_losing_the_race_to_another_process_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_losing_the_race_to_another_process_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "set"
 
     def slow(**arguments: Any) -> Any:

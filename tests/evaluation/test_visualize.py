@@ -77,9 +77,7 @@ def test_small_image_is_enlarged():
     assert draw(gray_image(320, 330)).shape == (320, 330, 3)
 
 
-@pytest.mark.parametrize(
-    "corner", [(0, 0, 30, 30), (470, 370, 500, 400), (0, 0, 500, 400), (-20, -5, 700, 500)]
-)
+@pytest.mark.parametrize("corner", [(0, 0, 30, 30), (470, 370, 500, 400), (0, 0, 500, 400), (-20, -5, 700, 500)])
 def test_label_stays_within_the_picture(corner):
     image = gray_image()
     mask = rectangle(image, 200, 200, 210, 210)

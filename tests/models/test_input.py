@@ -53,14 +53,10 @@ def test_a_vga_picture_at_800_is_as_large_as_in_torchvision() -> None:
 @pytest.mark.parametrize("size", [(120, 161), (33, 40), (64, 64), (200, 90)])
 def test_pil_rule_equals_pil(size: tuple[int, int]) -> None:
     picture = noise(size)
-    model_input = ModelInput(
-        min_size=64, max_size=100, resize="pil", mean=(0, 0, 0), std=(1, 1, 1), size_divisor=1
-    )
+    model_input = ModelInput(min_size=64, max_size=100, resize="pil", mean=(0, 0, 0), std=(1, 1, 1), size_divisor=1)
     batch = model_input.prepare([picture])
     height, width = batch.sizes[0]
-    resized = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize(
-        (width, height), Image.Resampling.BILINEAR
-    )
+    resized = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.BILINEAR)
     expected = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()
     found = batch.pixels[0] * 255
     assert (found - expected).abs().max() <= 1.01
@@ -123,9 +119,7 @@ def test_padding_of_prepared_pictures_is_exactly_zero() -> None:
 def test_bgr_swaps_the_channels_before_mean_and_std() -> None:
     picture = torch.zeros(3, 32, 32)
     picture[0], picture[1], picture[2] = 0.8, 0.4, 0.1
-    model_input = ModelInput(
-        min_size=32, max_size=32, channel_order="bgr", mean=(0.0, 0.1, 0.2), std=(1.0, 2.0, 4.0)
-    )
+    model_input = ModelInput(min_size=32, max_size=32, channel_order="bgr", mean=(0.0, 0.1, 0.2), std=(1.0, 2.0, 4.0))
     expected = torch.tensor([0.1, (0.4 - 0.1) / 2, (0.8 - 0.2) / 4])
     torch.testing.assert_close(model_input.prepare([picture]).pixels[0, :, 3, 4], expected)
     found = model_input(ImageBatch(picture[None], [(32, 32)]))

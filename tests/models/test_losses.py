@@ -59,9 +59,7 @@ ASPECT = 4 / math.pi**2 * (math.atan(2) - math.atan(0.5)) ** 2
         ("ciou", (SHIFTED[0], SHIFTED[0]), 0),
     ],
 )
-def test_iou_losses_by_hand(
-    name: BoxLossName, pair: tuple[list[float], list[float]], expected: float
-) -> None:
+def test_iou_losses_by_hand(name: BoxLossName, pair: tuple[list[float], list[float]], expected: float) -> None:
     assert loss_of(name, *pair) == pytest.approx(expected, abs=1e-5)
 
 

@@ -282,9 +282,7 @@ def test_gradients_reach_only_the_deltas_of_present_classes(
     assert (masks > 0).tolist() == [False, False, True, False]
 
 
-def test_each_loss_has_its_weight(
-    make_tiny_model: Factory, make_images: Factory, make_targets: Factory
-) -> None:
+def test_each_loss_has_its_weight(make_tiny_model: Factory, make_images: Factory, make_targets: Factory) -> None:
     factors = dict(zip(LOSSES, (2.0, 3.0, 0.0, 0.5, 10.0), strict=True))
     overrides = [f"model.loss_weights.{name}={value}" for name, value in factors.items()]
     found = {}
@@ -295,9 +293,7 @@ def test_each_loss_has_its_weight(
         torch.testing.assert_close(found["weighted"][name], found["plain"][name] * factor)
 
 
-def test_padding_of_the_input_does_not_matter(
-    tiny: MaskRCNN, make_images: Factory, make_targets: Factory
-) -> None:
+def test_padding_of_the_input_does_not_matter(tiny: MaskRCNN, make_images: Factory, make_targets: Factory) -> None:
     sizes = [(60, 90), (50, 70)]
     batch, targets = make_batch(make_images(sizes)), make_targets(sizes, [2, 2])
     dirty = batch.pixels.clone()
@@ -312,9 +308,7 @@ def test_padding_of_the_input_does_not_matter(
         assert torch.equal(losses[0][name], losses[1][name])
 
 
-def test_predictions_lie_in_the_given_pictures_best_first(
-    make_tiny_model: Factory, make_images: Factory
-) -> None:
+def test_predictions_lie_in_the_given_pictures_best_first(make_tiny_model: Factory, make_images: Factory) -> None:
     sizes = [(30, 45), (200, 100)]
     model = make_tiny_model("model.score_thresh=0.0", "model.detections_per_image=7").eval()
     found = model.predict(make_images(sizes))
@@ -332,9 +326,7 @@ def test_predictions_lie_in_the_given_pictures_best_first(
         assert detection["mask_probs"].max() <= 1
 
 
-def test_a_picture_without_detections_gives_empty_tensors(
-    make_tiny_model: Factory, make_images: Factory
-) -> None:
+def test_a_picture_without_detections_gives_empty_tensors(make_tiny_model: Factory, make_images: Factory) -> None:
     model = make_tiny_model("model.score_thresh=1.0").eval()
     for detection in model.predict(make_images(SIZES)):
         assert detection["boxes"].shape == (0, 4)

@@ -17,8 +17,7 @@ SIZE = (256, 384)
 def make_features(batch: int = 2, channels: int = 3) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [
-        torch.randn(batch, channels, SIZE[0] // stride, SIZE[1] // stride, generator=generator)
-        for stride in STRIDES
+        torch.randn(batch, channels, SIZE[0] // stride, SIZE[1] // stride, generator=generator) for stride in STRIDES
     ]
 
 
@@ -117,9 +116,7 @@ def test_gradient_reaches_only_the_level_of_the_box() -> None:
     assert torch.equal(features[1].grad, direct.grad)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("num_levels", 0), ("canonical_size", 0), ("canonical_size", -1)]
-)
+@pytest.mark.parametrize(("name", "value"), [("num_levels", 0), ("canonical_size", 0), ("canonical_size", -1)])
 def test_invalid_arguments_are_named(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
         RoIAlign(**{name: value})

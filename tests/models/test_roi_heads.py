@@ -26,9 +26,7 @@ CODER_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 def make_features() -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(2, CHANNELS, -(-PADDED[0] // s), -(-PADDED[1] // s), generator=generator) for s in STRIDES
-    ]
+    return [torch.randn(2, CHANNELS, -(-PADDED[0] // s), -(-PADDED[1] // s), generator=generator) for s in STRIDES]
 
 
 def make_heads(
@@ -70,9 +68,7 @@ class FixedHead(nn.Module):
         return self.predictions
 
 
-def detect(
-    heads: RoIHeads, proposals: list[Tensor], probs: Tensor, deltas: Tensor
-) -> list[dict[str, Tensor]]:
+def detect(heads: RoIHeads, proposals: list[Tensor], probs: Tensor, deltas: Tensor) -> list[dict[str, Tensor]]:
     heads.box_heads[0] = FixedHead(probs, deltas)
     return heads.detect(make_features(), proposals, BATCH)
 

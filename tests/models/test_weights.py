@@ -167,9 +167,7 @@ def plain_bomb(bomb: Bomb, path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [zip_bomb, legacy_bomb, plain_bomb])
-def test_a_file_that_would_run_code_is_refused_unread(
-    tmp_path: Path, write: Callable[[Bomb, Path], None]
-) -> None:
+def test_a_file_that_would_run_code_is_refused_unread(tmp_path: Path, write: Callable[[Bomb, Path], None]) -> None:
     marker, path = tmp_path / "marker", tmp_path / "bomb.ckpt"
     write(Bomb(marker), path)
     with pytest.raises(UserError, match=r"^init=.*bomb\.ckpt: not a checkpoint.*could run code"):
@@ -306,17 +304,13 @@ def test_rows_of_classes_follow_their_name(make_tiny_model: Factory, tmp_path: P
     weight = model.roi_heads.box_heads[0].scores.weight
     assert weight[:, 0].tolist() == [100, 100, 0, 100, 0]
     assert sorted(report) == sorted(
-        f"{layer}.{kind} (rows of new classes)"
-        for layer in (SCORES, DELTAS, LOGITS)
-        for kind in ("weight", "bias")
+        f"{layer}.{kind} (rows of new classes)" for layer in (SCORES, DELTAS, LOGITS) for kind in ("weight", "bias")
     )
     others = [n for n in model.state_dict() if not n.startswith((SCORES, DELTAS, LOGITS))]
     assert all((model.state_dict()[name] == 100).all() for name in others)
 
 
-def test_a_reordered_subset_of_the_classes_leaves_nothing_fresh(
-    make_tiny_model: Factory, tmp_path: Path
-) -> None:
+def test_a_reordered_subset_of_the_classes_leaves_nothing_fresh(make_tiny_model: Factory, tmp_path: Path) -> None:
     path = checkpoint(fill(make_tiny_model(num_classes=3), 100), ["cat", "dog", "owl"], tmp_path / "a.ckpt")
     model = fill(make_tiny_model(num_classes=2), 0)
     assert init_weights(model, read_weights(path), class_names=["owl", "cat"]) == []
@@ -333,9 +327,7 @@ def test_the_same_classes_take_everything(make_tiny_model: Factory, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("old", "new"), [(3, 3), (3, 7), (1, 3), (2, 4)])
-def test_class_agnostic_boxes_carry_over_whole(
-    make_tiny_model: Factory, tmp_path: Path, old: int, new: int
-) -> None:
+def test_class_agnostic_boxes_carry_over_whole(make_tiny_model: Factory, tmp_path: Path, old: int, new: int) -> None:
     agnostic = "model.box_head.class_agnostic=true"
     names = [f"old{i}" for i in range(old)]
     path = checkpoint(fill(make_tiny_model(agnostic, num_classes=old), 100), names, tmp_path / "a.ckpt")
@@ -419,19 +411,13 @@ def test_a_missing_backbone_file_names_the_key(tmp_path: Path) -> None:
         ResNet(name="resnet18", weights=str(tmp_path / "none.pth"))
 
 
-@pytest.mark.parametrize(
-    "error", [URLError("no route to host"), OSError("disk"), RuntimeError("invalid hash")]
-)
-def test_default_weights_without_network_say_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+@pytest.mark.parametrize("error", [URLError("no route to host"), OSError("disk"), RuntimeError("invalid hash")])
+def test_default_weights_without_network_say_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(self: WeightsEnum, *args: Any, **kwargs: Any) -> Any:
         raise error
 
     monkeypatch.setattr(WeightsEnum, "get_state_dict", fail)
-    with pytest.raises(
-        UserError, match=r"model\.backbone\.weights=default: cannot download https://"
-    ) as caught:
+    with pytest.raises(UserError, match=r"model\.backbone\.weights=default: cannot download https://") as caught:
         ResNet(name="resnet18", weights="default")
     for hint in ("resnet18", "checkpoints", "local file", "null"):
         assert hint in str(caught.value)

@@ -43,9 +43,7 @@ def test_decoding_by_hand() -> None:
 
 @settings(deadline=None, derandomize=True, max_examples=100)
 @given(box=boxes(), reference=boxes(), weights=st.sampled_from(WEIGHTS))
-def test_decoding_reverses_encoding(
-    box: list[float], reference: list[float], weights: tuple[float, ...]
-) -> None:
+def test_decoding_reverses_encoding(box: list[float], reference: list[float], weights: tuple[float, ...]) -> None:
     # A delta cannot enlarge a box beyond 62.5 times; sides of 1 to 800 can differ by more.
     reference[2] = max(reference[2], reference[0] + (box[2] - box[0]) / 62)
     reference[3] = max(reference[3], reference[1] + (box[3] - box[1]) / 62)

@@ -26,9 +26,7 @@ def test_padding_keeps_the_pictures_at_the_top_left_and_is_zero() -> None:
 @pytest.mark.parametrize(
     ("size", "divisor", "padded"), [((64, 96), 32, (64, 96)), ((65, 1), 32, (96, 32)), ((5, 7), 1, (5, 7))]
 )
-def test_padded_sides_are_the_next_multiple(
-    size: tuple[int, int], divisor: int, padded: tuple[int, int]
-) -> None:
+def test_padded_sides_are_the_next_multiple(size: tuple[int, int], divisor: int, padded: tuple[int, int]) -> None:
     batch = pad_images([torch.ones(3, *size, dtype=torch.uint8)], divisor=divisor)
     assert batch.pixels.shape == (1, 3, *padded)
     assert batch.pixels.dtype == torch.uint8
