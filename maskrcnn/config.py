@@ -126,7 +126,7 @@ def native_precision() -> str:
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
         native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
     return "bf16-mixed" if native else "32-true"
 
