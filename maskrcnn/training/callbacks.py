@@ -74,7 +74,7 @@ class ScoreLine(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
             return
         parts = [
-            f"{kind} AP {numbers['ap']:.3f} (AP50 {numbers['ap50']:.3f}, AP75 {numbers['ap75']:.3f})"
+            f"{kind} AP {numbers['ap']:.3f} (AP50 {numbers['ap50']:.3f})"
             for kind, numbers in pl_module.scores.items()
         ]
         print(f"epoch {trainer.current_epoch}: {', '.join(parts)}", flush=True)
@@ -143,8 +143,8 @@ def announce(trainer: Trainer, module: MaskRCNNModule, data: DetectionDataModule
     parameters = sum(p.numel() for p in module.model.parameters())
     print(
         f"Mask R-CNN, {parameters / 1e6:.1f} M parameters, {len(module.categories)} classes; "
-        f"{len(data.datasets['train'])} training and {len(data.datasets['val'])} validation pictures; "
         f"{trainer.num_devices * trainer.num_nodes} x {trainer.accelerator.name()}, {trainer.precision}\n"
+        f"{len(data.datasets['train'])} training and {len(data.datasets['val'])} validation pictures\n"
         f"run folder: {trainer.default_root_dir}",
         flush=True,
     )
