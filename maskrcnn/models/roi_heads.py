@@ -12,6 +12,7 @@ detections   list of B dicts: boxes [D, 4], labels [D], scores [D], mask_probs [
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -181,9 +182,7 @@ class RoIHeads(nn.Module):
 
     @property
     def _box_head(self) -> BoxHead:
-        head = self.box_heads[0]
-        assert isinstance(head, BoxHead)
-        return head
+        return cast(BoxHead, self.box_heads[0])
 
     def losses(
         self, features: list[Tensor], proposals: list[Tensor], targets: list[dict[str, Tensor]]
