@@ -74,8 +74,7 @@ class ScoreLine(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
             return
         parts = [
-            f"{kind} AP {numbers['ap']:.3f} (AP50 {numbers['ap50']:.3f})"
-            for kind, numbers in pl_module.scores.items()
+            f"{kind} AP {numbers['ap']:.3f} (AP50 {numbers['ap50']:.3f})" for kind, numbers in pl_module.scores.items()
         ]
         print(f"epoch {trainer.current_epoch}: {', '.join(parts)}", flush=True)
 
