@@ -17,6 +17,8 @@ def main(cfg: DictConfig) -> float | None:
     seed_everything(cfg.seed, workers=True, verbose=False)
     data.load("train", "val")
     cfg.model.num_classes = len(data.categories)
+    if cfg.init is not None:
+        cfg.model.backbone.weights = None  # they come with the others
     model = build(cfg.model, key="model", trust=trust)
     cfg.model.backbone.weights = None  # from here on they are in the checkpoint
     if cfg.init is not None:
