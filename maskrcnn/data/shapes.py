@@ -27,11 +27,10 @@ Annotations. A whole shape without a hole is a polygon (its exact outline, clipp
 a plain list of counts where it is even. ``area`` and ``bbox`` measure what the segmentation rasterises to.
 
 Frozen. A picture is a function of (seed, split, index, image_size) alone, so a smaller set is a prefix of a
-larger one. Quoted results depend on every constant and on the order of the random draws in this module:
+larger one. Quoted results depend on every constant and on the order of the random draws here and in `shapes_paint`:
 a change to either is a new data set, and raises ``VERSION``.
 """
 
-import colorsys
 import json
 import tempfile
 from dataclasses import dataclass
@@ -42,6 +41,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
+
+from maskrcnn.data.shapes_paint import Floats, blend_shape, distinct_colour, random_colour, surface
 
 VERSION = "1"
 CLASSES = {1: "ellipse", 3: "triangle", 4: "star", 7: "ring", 9: "cross"}
@@ -63,7 +64,6 @@ PLACEMENT_TRIES = 25
 SUPERSAMPLE = 8
 JPEG_QUALITY = 92
 
-Floats = NDArray[np.float32]
 Points = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Image = NDArray[np.uint8]
@@ -150,9 +150,9 @@ def draw_image(*, seed: int, split: str, index: int, image_size: int) -> tuple[I
     sides = [image_size, round(image_size * rng.uniform(0.75, 1))]
     rng.shuffle(sides)
     height, width = sides
-    palette = [_colour(rng, saturation=(0.05, 0.6), value=(0.2, 0.95))]
+    palette = [random_colour(rng, saturation=(0.05, 0.6), value=(0.2, 0.95))]
     palette.append(np.clip(palette[0] + rng.uniform(-70, 70, 3), 0, 255).astype(np.float32))
-    picture = _paint(rng, height, width, *palette)
+    picture = surface(rng, height, width, *palette)
     instances: list[Instance] = []
     for side in _sides(rng, image_size):
         shape = _place(rng, instances, side=side, height=height, width=width)
@@ -162,8 +162,8 @@ def draw_image(*, seed: int, split: str, index: int, image_size: int) -> tuple[I
         for earlier in instances:
             earlier.visible &= ~instance.visible
         instances.append(instance)
-        palette.append(_distinct_colour(rng, palette))
-        _blend_shape(rng, picture, alpha, palette[-1])
+        palette.append(distinct_colour(rng, palette))
+        blend_shape(rng, picture, alpha, palette[-1])
     return np.clip(picture + 0.5, 0, 255).astype(np.uint8), instances
 
 
@@ -345,58 +345,3 @@ def _coverage(contours: list[Points], *, height: int, width: int) -> Floats:
     size = (int(right - left), int(bottom - top))
     alpha[top:bottom, left:right] = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA) / np.float32(255)
     return alpha
-
-
-def _blend_shape(rng: np.random.Generator, picture: Floats, alpha: Floats, colour: Floats) -> None:
-    left, top, width, height = cv2.boundingRect((alpha > 0).astype(np.uint8))
-    box = np.s_[top : top + height, left : left + width]
-    second = np.clip(colour + rng.uniform(-45, 45, 3), 0, 255).astype(np.float32)
-    paint = _paint(rng, height, width, colour, second)
-    rim = np.minimum(1, 2 - 2 * cv2.GaussianBlur(alpha[box], (0, 0), 1.5))  # 1 at the edge, 0 well inside
-    paint *= 1 - rng.uniform(0, 0.5) * rim[:, :, None]
-    picture[box] += alpha[box][:, :, None] * (paint - picture[box])
-
-
-def _paint(rng: np.random.Generator, height: int, width: int, first: Floats, second: Floats) -> Floats:
-    """A textured surface between two colours, unevenly lit and grainy."""
-    pattern = _texture(rng, height, width)[:, :, None]
-    light = rng.uniform(0.05, 0.3) * (_smooth_noise(rng, height, width) - 0.5)[:, :, None]
-    grain = rng.uniform(2, 9) * rng.standard_normal((height, width, 1), np.float32)
-    surface: Floats = (first + pattern * (second - first)) * (1 + light) + grain
-    return surface.astype(np.float32)
-
-
-def _texture(rng: np.random.Generator, height: int, width: int) -> Floats:
-    """A field of values in [0, 1]: a gradient, smooth noise, stripes or checks."""
-    kind = rng.integers(4)
-    if kind == 0:
-        return _smooth_noise(rng, height, width)
-    angle = rng.uniform(0, 2 * np.pi)
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-    if kind == 1:
-        return np.asarray((along - along.min()) / max(np.ptp(along), 1), np.float32)
-    frequency = 2 * np.pi / rng.uniform(5, 24)
-    wave = np.sin(frequency * along + rng.uniform(0, 6))
-    if kind == 3:
-        wave = wave * np.sin(frequency * across)
-    return np.asarray(np.clip(0.5 + rng.uniform(0.5, 2) * wave, 0, 1), np.float32)
-
-
-def _smooth_noise(rng: np.random.Generator, height: int, width: int) -> Floats:
-    """Noise at three scales, within [0, 1]."""
-    noise = np.zeros((height, width), np.float32)
-    for cells, weight in ((3, 0.5), (7, 0.3), (20, 0.2)):
-        noise += weight * cv2.resize(rng.random((cells, cells), np.float32), (width, height))
-    return noise
-
-
-def _colour(rng: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float]) -> Floats:
-    rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
-    return np.array(rgb, np.float32) * 255
-
-
-def _distinct_colour(rng: np.random.Generator, palette: list[Floats]) -> Floats:
-    """The one of four random colours that is the farthest from all colours of the picture."""
-    candidates = [_colour(rng, saturation=(0.3, 1.0), value=(0.35, 1.0)) for _ in range(4)]
-    return max(candidates, key=lambda colour: min(float(np.linalg.norm(colour - other)) for other in palette))
