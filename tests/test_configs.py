@@ -248,4 +248,4 @@ def test_options_train_together(row, roots, tmp_path):
         f"hydra.run.dir={tmp_path}",
     )
     assert outcome.code == 0, outcome.err
-    assert "5 classes; 3 training and 2 validation pictures" in outcome.out
+    assert "3 training and 2 validation pictures" in outcome.out
