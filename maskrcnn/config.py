@@ -246,6 +246,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # chatter, advertisements
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # between two libraries
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # the run folder
+    warnings.filterwarnings("ignore", message=".*self.log\\('val/.*sync_dist=True")  # equal on all ranks already
     callbacks = build(cfg.callbacks, key="callbacks", trust=cfg.trust)
     if not cfg.trainer.enable_progress_bar:
         callbacks.pop("progress_bar", None)  # Lightning refuses a bar that it is told to leave out
