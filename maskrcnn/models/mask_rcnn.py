@@ -22,7 +22,7 @@ from maskrcnn.ops.boxes import scale_boxes
 from maskrcnn.ops.image_batch import ImageBatch
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
-# Channels of p2..p6 have these strides whatever the backbone.
+# Strides of p2..p6, whatever the backbone.
 STRIDES = (4, 8, 16, 32, 64)
 
 
