@@ -6,8 +6,8 @@ from omegaconf import DictConfig
 
 from maskrcnn.config import build, build_trainer, command
 from maskrcnn.errors import UserError
-from maskrcnn.evaluation.coco import read_results, score
-from maskrcnn.evaluation.results import match_categories
+from maskrcnn.evaluation.coco import score
+from maskrcnn.evaluation.results import match_categories, read_results
 from maskrcnn.models.weights import load_weights, read_weights
 from maskrcnn.training.callbacks import write_report, write_scores
 from maskrcnn.training.module import MaskRCNNModule
@@ -19,11 +19,14 @@ def main(cfg: DictConfig) -> float | None:
     if (cfg.ckpt is None) == (cfg.predictions is None):
         raise UserError("ckpt, predictions: give one of them, ckpt=file.ckpt or predictions=results.json")
     data = build(cfg.data, key="data", trust=cfg.trust)
-    data.load("val")
+    data.load(evaluate=cfg.split, pictures=cfg.predictions is None)
+    ground_truth = data.ground_truth
     folder = Path(cfg.trainer.default_root_dir)
     if cfg.predictions is not None:
-        results, kinds = read_results(Path(cfg.predictions).expanduser(), data.ground_truth)
-        scores = score(data.ground_truth, results, image_ids=data.val_image_ids, kinds=kinds)
+        if ground_truth is None:
+            raise UserError(f"predictions: split={cfg.split} has no annotations to score them with")
+        results, kinds = read_results(Path(cfg.predictions).expanduser(), ground_truth)
+        scores = score(ground_truth, results, image_ids=data.val_image_ids, kinds=kinds)
         write_scores(folder, scores, images=len(data.val_image_ids))
         return scores.get("mask", scores.get("box", {})).get("ap")
 
@@ -34,12 +37,12 @@ def main(cfg: DictConfig) -> float | None:
     model = build(cfg.model, key="model", trust=cfg.trust)
     load_weights(model, weights)
     module = MaskRCNNModule(
-        model=model, categories=weights.categories, category_ids=category_ids, ground_truth=data.ground_truth
+        model=model, categories=weights.categories, category_ids=category_ids, ground_truth=ground_truth
     )
     trainer = build_trainer(cfg)
     trainer.validate(module, datamodule=data, verbose=False)
     write_report(trainer, module, predictions=True)
-    return module.scores["mask"]["ap"]
+    return module.scores.get("mask", {}).get("ap")
 
 
 if __name__ == "__main__":

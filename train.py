@@ -15,7 +15,7 @@ def main(cfg: DictConfig) -> float | None:
     trust = cfg.trust
     data = build(cfg.data, key="data", trust=trust)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    data.load("train", "val")
+    data.load(train=True)
     cfg.model.num_classes = len(data.categories)
     if cfg.init is not None:
         cfg.model.backbone.weights = None  # they come with the others

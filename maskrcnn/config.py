@@ -31,10 +31,20 @@ from maskrcnn.models.weights import Weights, read_weights
 BUILDABLE = frozenset(
     {
         "maskrcnn.data.augment.Augment",
-        "maskrcnn.data.augment.HorizontalFlip",
+        "maskrcnn.data.coco.CocoDataset",
         "maskrcnn.data.datamodule.DetectionDataModule",
-        "maskrcnn.data.shapes.ShapesDrawing",
+        "maskrcnn.data.geometry.HorizontalFlip",
+        "maskrcnn.data.geometry.LargeScaleJitter",
+        "maskrcnn.data.geometry.Perspective",
+        "maskrcnn.data.geometry.RandomCrop",
+        "maskrcnn.data.mixing.CopyPaste",
+        "maskrcnn.data.mixing.MixUp",
+        "maskrcnn.data.mixing.Mosaic",
+        "maskrcnn.data.pixels.Blur",
         "maskrcnn.data.pixels.ColorJitter",
+        "maskrcnn.data.pixels.Noise",
+        "maskrcnn.data.shapes.ShapesDrawing",
+        "maskrcnn.data.voc.VocDataset",
         "maskrcnn.models.anchors.AnchorGenerator",
         "maskrcnn.models.backbones.ResNet",
         "maskrcnn.models.input.ModelInput",
@@ -68,11 +78,9 @@ BUILDABLE = frozenset(
 PATH_KEYS = frozenset(
     {
         "ckpt",
+        "data.cache",
         "data.root",
-        "data.train_annotations",
-        "data.train_images",
-        "data.val_annotations",
-        "data.val_images",
+        *(f"data.{split}_{kind}" for split in ("train", "val", "test") for kind in ("annotations", "images")),
         "hydra.run.dir",
         "hydra.sweep.dir",
         "init",
@@ -80,6 +88,8 @@ PATH_KEYS = frozenset(
         "predictions",
     }
 )
+
+Config = DictConfig  # what a command is called with, for modules that do not know OmegaConf
 
 _QUOTED = re.compile(r"""'.*'|".*"|choice\(.*\)|null|""", re.DOTALL)
 _SCALARS = (bool, int, float, str, type(None))

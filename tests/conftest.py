@@ -164,6 +164,7 @@ def make_targets() -> Callable[..., list[dict[str, Tensor]]]:
                     "boxes": torch.cat((corner, corner + side), dim=1),
                     "labels": torch.randint(1, num_classes + 1, (count,), generator=generator),
                     "masks": torch.randint(0, 2, (count, 28, 28), generator=generator, dtype=torch.uint8) * 255,
+                    "has_mask": torch.ones(count, dtype=torch.bool),
                 }
             )
         return targets

@@ -23,6 +23,8 @@ ROOMS = {
     "evaluation": {"evaluation", "data", "ops", "errors"},
     "training": {"training", "evaluation", "data", "models", "ops", "errors"},
     "config": {"models", "errors"},
+    "check_data": {"check_data", "config", "evaluation", "data", "errors"},
+    "benchmark": {"benchmark", "config", "data", "models", "ops", "training", "evaluation", "errors"},
 }
 
 # Libraries that stay behind the modules named here.
@@ -32,7 +34,9 @@ ONLY_IN = {
     "albumentations": {"data/pixels.py"},
     "pytorch_lightning": {"config.py", "data/datamodule.py", "training/*.py"},
     "tensorboard": set(),
-    "rich": {"training/callbacks.py"},
+    "rich": {"training/callbacks.py", "check_data/pictures.py"},
+    "matplotlib": {"check_data/plots.py", "check_data/contact_sheet.py"},
+    "jinja2": {"check_data/report.py"},
     "torchmetrics": {"evaluation/coco.py"},
     "logging": {"config.py", "data/*.py", "training/*.py"},
 }

@@ -299,6 +299,306 @@ def test_evaluation_of_other_data_and_batches(trained, shapes, work):
     assert len({one["image_id"] for one in json.loads((work / "here" / "predictions.json").read_text())}) == 4
 
 
+# --- sets of one's own
+
+
+SHORT = (*TINY, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "callbacks.pictures.count=2")
+
+
+def train(*arguments):
+    """A short run into `run/`."""
+    outcome = run("train", *arguments, *SHORT, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def evaluate(*arguments, folder="scored"):
+    """The evaluation of its checkpoint."""
+    outcome = run("evaluate", "ckpt=run/checkpoints/last.ckpt", f"hydra.run.dir={folder}", *CPU, *arguments)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def predicted(folder="scored", key="image_id"):
+    return {one[key] for one in json.loads((Path(folder) / "predictions.json").read_text())}
+
+
+def warnings_about(outcome, file):
+    return [line for line in outcome.out.splitlines() if "WARNING" in line and str(file) in line]
+
+
+def image_ids(path):
+    return {image["id"] for image in json.loads(path.read_text())["images"]}
+
+
+@pytest.fixture
+def roboflow(shapes, work):
+    """The drawn set as Roboflow exports it, its test split that of validation."""
+    for split, folder in (("train", "train"), ("val", "valid"), ("val", "test")):
+        shutil.copytree(shapes / f"{split}2017", work / "set" / folder)
+        annotations = shapes / "annotations" / f"instances_{split}2017.json"
+        shutil.copy(annotations, work / "set" / folder / "_annotations.coco.json")
+    return work / "set"
+
+
+@pytest.fixture
+def one_file(shapes, work):
+    """The drawn training pictures as one folder and one annotation file."""
+    shutil.copytree(shapes / "train2017", work / "set" / "images")
+    shutil.copy(shapes / TRAIN, work / "set" / "annotations.json")
+    return work / "set"
+
+
+def test_roboflow_export_trains_without_naming_a_file(roboflow):
+    outcome = train("data=custom", "data.root=set")
+    assert "and 8 validation pictures" in outcome.out
+    evaluate()
+    assert flat(metrics(Path("scored"))) == pytest.approx(flat(metrics(Path("run"))), abs=1e-9)
+    evaluate("split=test", folder="tested")
+    assert metrics(Path("tested")) == metrics(Path("scored"))
+    outcome = evaluate("split=train", "callbacks.pictures.count=0", folder="learnt")
+    assert metrics(Path("learnt"))["images"] == 24
+    assert predicted("learnt") <= image_ids(roboflow / "train" / "_annotations.coco.json")
+
+
+def test_a_share_of_one_file_validates_in_training_and_evaluation(one_file):
+    outcome = train("data=custom", "data.root=set", "data.val_fraction=0.3", "seed=3")
+    assert "and 7 validation pictures" in outcome.out
+    evaluate("seed=4")
+    assert metrics(Path("scored"))["images"] == 7
+    assert flat(metrics(Path("scored"))) == pytest.approx(flat(metrics(Path("run"))), abs=1e-9)
+    evaluate("split=train", folder="learnt")
+    assert metrics(Path("learnt"))["images"] == 17
+    held_out, learnt = predicted(), predicted("learnt")
+    assert held_out
+    assert learnt
+    assert not held_out & learnt
+
+
+def test_one_file_says_how_to_divide_it(one_file, work):
+    refused(
+        run("train", "data=custom", "data.root=set", *TRIAL),
+        "data.val_annotations",
+        "valid/_annotations.coco.json",
+        "data.val_fraction=0.1",
+        work=work,
+    )
+
+
+def test_chosen_classes_are_trained_and_scored(shapes, work):
+    outcome = train(f"data.root={shapes}", "data.classes=[ring,star]")
+    assert "2 classes" in outcome.out
+    evaluate()
+    assert flat(metrics(Path("scored"))) == pytest.approx(flat(metrics(Path("run"))), abs=1e-9)
+    assert predicted(key="category_id") == {4, 7}
+    checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["maskrcnn"]["categories"] == [{"id": 4, "name": "star"}, {"id": 7, "name": "ring"}]
+    truth = json.loads((shapes / VAL).read_text())
+    truth["annotations"] = [one for one in truth["annotations"] if one["category_id"] in (4, 7)]
+    truth["categories"] = [one for one in truth["categories"] if one["id"] in (4, 7)]
+    Path("annotations").mkdir()
+    Path("annotations/instances_val2017.json").write_text(json.dumps(truth))
+    numbers, _ = pycocotools_scores(work, "scored/predictions.json", "box")
+    assert numbers == pytest.approx([metrics(Path("scored"))["box"][name] for name in METRICS], abs=1e-4)
+
+
+def test_category_ids_may_start_from_zero(copy):
+    def from_zero(content):
+        new = {category["id"]: number for number, category in enumerate(content["categories"])}
+        for category in content["categories"]:
+            category["id"] = new[category["id"]]
+        for annotation in content["annotations"]:
+            annotation["category_id"] = new[annotation["category_id"]]
+
+    for file in (TRAIN, VAL):
+        spoil_json(copy / file, from_zero)
+    train(f"data.root={copy}")
+    evaluate()
+    assert predicted(key="category_id") <= set(range(5))
+    numbers, _ = pycocotools_scores(copy, "scored/predictions.json", "box")
+    assert numbers == pytest.approx([metrics(Path("scored"))["box"][name] for name in METRICS], abs=1e-4)
+
+
+def test_category_names_that_come_twice_train_with_one_warning(copy):
+    for file in (TRAIN, VAL):
+        (copy / file).write_text((copy / file).read_text().replace('"ring"', '"star"'))
+    outcome = train(f"data.root={copy}")
+    for file in (TRAIN, VAL):
+        (line,) = warnings_about(outcome, copy / file)
+        assert "star (id 7)" in line
+    evaluate()
+    checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    names = [category["name"] for category in checkpoint["maskrcnn"]["categories"]]
+    assert names == ["ellipse", "triangle", "star", "star (id 7)", "cross"]
+
+
+@pytest.mark.parametrize("area", [90000.0, None])
+def test_wrong_areas_are_corrected_with_one_warning(trained, evaluated, copy, area):
+    """With areas of 300 x 300 every object would count as large."""
+
+    def change(content):
+        for annotation in content["annotations"]:
+            annotation["area"] = area
+
+    spoil_json(copy / VAL, change)
+    checkpoint = trained[0] / "checkpoints" / "last.ckpt"
+    data = ("data=coco", f"data.root={copy}", "data.batch_size=4")
+    outcome = run("evaluate", f"ckpt={checkpoint}", *data, *CPU, "hydra.run.dir=here")
+    assert outcome.code == 0, outcome.err
+    (line,) = warnings_about(outcome, copy / VAL)
+    assert "area" in line
+    assert metrics(evaluated[0])["box"]["ap_small"] > -1
+    assert flat(metrics(Path("here"))) == pytest.approx(flat(metrics(evaluated[0])), abs=1e-9)
+
+
+def bare(path):
+    """Take the annotations out of a file."""
+    spoil_json(path, lambda content: content.pop("annotations"))
+
+
+def test_a_split_without_annotations_gets_predictions_alone(roboflow):
+    bare(roboflow / "test" / "_annotations.coco.json")
+    train("data=custom", "data.root=set")
+    outcome = evaluate("split=test")
+    assert "8 images without annotations: predictions alone" in outcome.out
+    assert "Average Precision" not in outcome.out
+    assert not Path("scored/metrics.json").exists()
+    assert predicted() <= image_ids(roboflow / "test" / "_annotations.coco.json")
+    assert predicted()
+    assert len(list(Path("scored/pictures").iterdir())) == 8
+
+
+def test_a_split_without_annotations_scores_no_results(roboflow, work):
+    bare(roboflow / "test" / "_annotations.coco.json")
+    (work / "results.json").write_text("[]")
+    outcome = run("evaluate", "predictions=results.json", "data=custom", "data.root=set", "split=test")
+    refused(outcome, "predictions", "split=test has no annotations", work=work)
+
+
+def test_a_validation_split_without_annotations_does_not_train(roboflow, work):
+    bare(roboflow / "valid" / "_annotations.coco.json")
+    outcome = run("train", "data=custom", "data.root=set", *SHORT)
+    refused(outcome, "valid/_annotations.coco.json", "annotations", work=work)
+
+
+def test_unknown_split_is_one_line(trained, work):
+    outcome = run("evaluate", f"ckpt={trained[0] / 'checkpoints' / 'last.ckpt'}", "split=bogus", *CPU)
+    refused(outcome, "split=bogus: must be one of train, val, test", work=work)
+
+
+def test_missing_test_split_names_its_key(trained, work):
+    outcome = run("evaluate", f"ckpt={trained[0] / 'checkpoints' / 'last.ckpt'}", "split=test", *CPU)
+    refused(outcome, "data.test_annotations", work=work)
+
+
+def test_boxes_alone_train_on_demand(copy, work):
+    def change(content):
+        for annotation in content["annotations"][::2]:
+            del annotation["segmentation"]
+
+    for file in (TRAIN, VAL):
+        spoil_json(copy / file, change)
+    count = len(json.loads((copy / TRAIN).read_text())["annotations"][::2])
+    outcome = run("train", f"data.root={copy}", *TRIAL)
+    refused(outcome, TRAIN, f"{count} annotations have no segmentation", "data.allow_boxes_only=true", work=work)
+    train(f"data.root={copy}", "data.allow_boxes_only=true")
+    evaluate()
+    assert metrics(Path("scored"))["mask"]["ap"] >= 0
+
+
+@pytest.mark.parametrize("kind", ["maximum", "steps"])
+def test_closing_epochs_count_from_the_last(shapes, work, kind):
+    end = {"maximum": ("trainer.max_epochs=-1",), "steps": ("trainer.max_epochs=null", "trainer.max_steps=2")}[kind]
+    arguments = (*TINY, "augment=mosaic_mixup", "augment.close_mixing_epochs=1", *end)
+    outcome = run("train", f"data.root={shapes}", *arguments)
+    refused(outcome, "trainer.max_epochs", work=work)
+
+
+@pytest.mark.parametrize("settings", [("data.group_by_aspect=true",), ("data.repeat_threshold=0.5",)])
+def test_other_orders_train(shapes, work, settings):
+    train(f"data.root={shapes}", *settings)
+
+
+def test_overfitting_a_batch_is_possible(shapes, work):
+    outcome = run("train", f"data.root={shapes}", *SHORT, "trainer.overfit_batches=1")
+    assert outcome.code == 0, outcome.err
+
+
+MY_DATASET = """
+from maskrcnn.data.annotations import index_annotations
+from maskrcnn.data.dataset import InstanceDataset
+
+
+class MyDataset(InstanceDataset):
+    def read_annotations(self):
+        images, annotations = {}, []
+        for line in self.source.read_text().splitlines():
+            name, *numbers = line.split()
+            width, height, x, y, w, h = map(int, numbers)
+            image = {"id": len(images) + 1, "file_name": name, "width": width, "height": height}
+            image = images.setdefault(name, image)
+            corners = [x, y, x + w, y, x + w, y + h, x, y + h]
+            annotations.append(
+                {"image_id": image["id"], "category_id": 1, "bbox": [x, y, w, h], "segmentation": [corners]}
+            )
+        categories = [{"id": 1, "name": "thing"}]
+        return index_annotations(
+            source=self.source, categories=categories, images=images.values(), annotations=annotations
+        )
+
+
+class Stranger:
+    def __init__(self, annotations, images, cache):
+        pass
+"""
+
+
+@pytest.fixture
+def own_format(copy, work, monkeypatch):
+    """A list of boxes, and a module that reads it; returns the arguments that name both."""
+    for split, file in (("train", TRAIN), ("val", VAL)):
+        truth = COCO(copy / file)
+        lines = []
+        for annotation in truth.anns.values():
+            image = truth.imgs[annotation["image_id"]]
+            box = [int(side) for side in annotation["bbox"]]
+            lines.append(" ".join(map(str, (image["file_name"], image["width"], image["height"], *box))))
+        (copy / f"{split}.txt").write_text("\n".join(lines))
+    (work / "my_pkg_x.py").write_text(MY_DATASET)
+    monkeypatch.syspath_prepend(work)
+    monkeypatch.delitem(sys.modules, "my_pkg_x", raising=False)
+    yield (
+        "data=custom",
+        f"data.root={copy}",
+        *(f"data.{split}_annotations={split}.txt" for split in ("train", "val")),
+        *(f"data.{split}_images={split}2017" for split in ("train", "val")),
+    )
+    sys.modules.pop("my_pkg_x", None)
+
+
+def test_a_format_of_ones_own_trains_and_evaluates(own_format, work):
+    outcome = train(*own_format, "data.dataset._target_=my_pkg_x.MyDataset", "trust=[my_pkg_x]")
+    assert "1 classes" in outcome.out
+    evaluate("trust=[my_pkg_x]")
+    assert flat(metrics(Path("scored"))) == pytest.approx(flat(metrics(Path("run"))), abs=1e-9)
+    outcome = run("evaluate", "ckpt=run/checkpoints/last.ckpt", *CPU)
+    refused(outcome, "data.dataset._target_=my_pkg_x.MyDataset", "trust=", work=work)
+
+
+def test_a_format_of_ones_own_needs_trust(own_format, work):
+    outcome = run("train", *own_format, "data.dataset._target_=my_pkg_x.MyDataset", *TRIAL)
+    refused(outcome, "data.dataset._target_=my_pkg_x.MyDataset", "trust=", work=work)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("Stranger", "Stranger is not a maskrcnn.data.dataset.InstanceDataset"), ("Nothing", "Nothing")],
+)
+def test_another_class_is_no_format(own_format, work, name, problem):
+    outcome = run("train", *own_format, f"data.dataset._target_=my_pkg_x.{name}", "trust=[my_pkg_x]", *TRIAL)
+    refused(outcome, "data.dataset._target_", problem, work=work)
+
+
 # --- starting from weights, sweeps, trials
 
 
@@ -427,7 +727,7 @@ BAD_DATA = {
     "annotation file missing": (lambda root: (root / TRAIN).unlink(), [TRAIN, "no such annotation file"]),
     "not JSON": (lambda root: (root / TRAIN).write_text("{'images': []}"), [TRAIN, "not JSON"]),
     "no images": (drop("images"), [TRAIN, "no list images"]),
-    "no annotations": (drop("annotations"), [TRAIN, "no list annotations"]),
+    "no annotations": (drop("annotations"), [TRAIN, "has no annotations; training needs them"]),
     "no categories": (drop("categories"), [TRAIN, "no list categories"]),
     "unknown image": (first_annotation(image_id=77), [TRAIN, "annotation 1 has image_id 77"]),
     "unknown category": (first_annotation(category_id=77), [TRAIN, "annotation 1 has category_id 77"]),
@@ -514,7 +814,18 @@ BAD_VALUES = {
     "data.remove_blank=Ture": ["data.remove_blank=Ture", "valid boolean"],
     "data.batch_size=0": ["data: batch_size must be at least 1"],
     "data.min_sizes=[64,x]": ["data.min_sizes=[64, 'x']", "valid integer"],
-    "data.seed=-1": ["data: seed must be at least 0"],
+    "data.seed=-1": ["data: seed", "at least 0", "-1"],
+    "data.val_seed=-1": ["data: ", "val_seed", "at least 0", "-1"],
+    "data.val_fraction=30": ["data: val_fraction must be between 0 and 1", "30"],
+    "data.classes=[]": ["data: classes must name at least one category"],
+    "data.classes=[elipse]": ["data.classes: ", TRAIN, "no category elipse; did you mean ellipse?"],
+    "data.classes=star": ["data.classes=star"],
+    "data.repeat_threshold=-1": ["data: repeat_threshold must be between 0 and 1"],
+    "data.dataset._target_=torch.load": ["data.dataset._target_=torch.load", "trust="],
+    "data.dataset._target_=maskrcnn.data.augment.Augment": ["data.dataset", "annotations"],
+    "augment.mosaic.p=2": ["data.augment.mosaic: p must be between 0 and 1"],
+    "augment.jitter.scale=[2,1]": ["data.augment.jitter: scale must be two numbers"],
+    "augment.close_mixing_epochs=-1": ["data.augment: close_mixing_epochs must be at least 0"],
     "seed=abc": ["seed=abc", "valid integer"],
     "optim.lr=fast": ["optim.lr=fast", "valid number"],
     "optim.lr=-1": ["optim: Invalid learning rate"],

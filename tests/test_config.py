@@ -22,11 +22,12 @@ from maskrcnn.config import (
     plain,
     quote_path,
 )
-from maskrcnn.data.augment import Augment, HorizontalFlip
+from maskrcnn.data.augment import Augment
+from maskrcnn.data.geometry import HorizontalFlip
 from maskrcnn.errors import UserError
 from maskrcnn.models.matching import Matcher
 
-FLIP = {"_target_": "maskrcnn.data.augment.HorizontalFlip", "p": 0.25}
+FLIP = {"_target_": "maskrcnn.data.geometry.HorizontalFlip", "p": 0.25}
 
 
 def parsed(argument):
@@ -128,13 +129,13 @@ def test_path_keys_exist():
 
 def test_build_makes_what_the_node_describes():
     augment = build(
-        OmegaConf.create({"_target_": "maskrcnn.data.augment.Augment", "flip": FLIP, "color": None}),
+        OmegaConf.create({"_target_": "maskrcnn.data.augment.Augment", "flip": FLIP, "max_aspect": None}),
         key="augment",
     )
     assert isinstance(augment, Augment)
     assert isinstance(augment.flip, HorizontalFlip)
     assert augment.flip.p == 0.25
-    assert augment.color is None
+    assert augment.max_aspect is None
 
 
 def test_build_leaves_plain_nodes_as_they_are():
@@ -150,8 +151,8 @@ def test_partial_waits_for_what_is_missing(make_tiny_model):
 
 
 def test_extra_arguments_go_to_the_outermost_call_and_win():
-    node = {"_target_": "maskrcnn.data.augment.Augment", "flip": FLIP, "color": "ignored"}
-    assert build(node, key="augment", color=None).color is None
+    node = {"_target_": "maskrcnn.data.augment.Augment", "flip": FLIP, "max_aspect": "ignored"}
+    assert build(node, key="augment", max_aspect=3.0).max_aspect == 3.0
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_lists_are_checked_item_by_item():
     for sizes in (["480", 512], [480.5], "480", 480, [[480]], [None]):
         with pytest.raises(UserError, match=r"^data\.min_sizes="):
             build(node | {"min_sizes": sizes}, key="data")
-    assert build(node | {"min_sizes": [480, 512], "max_size": 512}, key="data").transform.max_size == 512
+    assert build(node | {"min_sizes": [480, 512], "max_size": 512}, key="data").transform.side == 512
 
 
 def test_lists_pass_for_tuples(make_tiny_model):

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from itertools import combinations, product
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from PIL import Image
+from pycocotools.coco import COCO
 
 from maskrcnn.config import BUILDABLE, _locate, config_folder
 from maskrcnn.data.shapes import draw_shapes
@@ -19,6 +22,8 @@ CONF = config_folder()
 
 # Arguments that code fills in.
 BY_CODE = {
+    "maskrcnn.data.coco.CocoDataset": {"annotations", "images", "cache"},
+    "maskrcnn.data.voc.VocDataset": {"annotations", "images", "cache"},
     "maskrcnn.models.necks.FPN": {"in_channels"},
     "maskrcnn.models.rpn.RPN": {"in_channels", "anchors"},
     "maskrcnn.models.roi_heads.BoxHead": {"in_channels", "num_classes"},
@@ -28,11 +33,33 @@ BY_CODE = {
 }
 
 BUILT = "an object, where the default is none"
+STEPS = dict.fromkeys(
+    ("mosaic", "jitter", "crop", "perspective", "flip", "color", "mixup", "copy_paste", "blur", "noise"), BUILT
+)
+DATA = {"augment": "${augment}", "seed": "${seed}", "size_divisor": "${model.input.size_divisor}", "dataset": BUILT}
 
 # Where a preset means to differ from the constructors' defaults; everything else is equal.
 INTENDED: dict[str, dict[str, Any]] = {
-    "augment/color": {"flip": BUILT, "color": BUILT},
-    "augment/light": {"flip": BUILT},
+    "augment/light": STEPS | {"flip.p": 0.5},
+    "augment/lsj": STEPS | {"jitter.p": 1.0, "flip.p": 0.5, "color.p": 0.5},
+    "augment/lsj_copy_paste": STEPS | {"jitter.p": 1.0, "flip.p": 0.5, "color.p": 0.5, "copy_paste.p": 0.5},
+    "augment/mosaic_mixup": STEPS
+    | {
+        "mosaic.p": 0.5,
+        "crop.p": 0.2,
+        "perspective.p": 1.0,
+        "flip.p": 0.5,
+        "color.p": 0.5,
+        "color.brightness": 0.36,
+        "color.contrast": 0.0,
+        "color.saturation": 0.68,
+        "color.hue": 0.014,
+        "mixup.p": 0.15,
+        "min_visibility": 0.2,
+        "min_side": 2.0,
+        "max_aspect": 20.0,
+    },
+    "augment/none": STEPS,
     "checkpoint/default": {
         "best.dirpath": "${hydra:runtime.output_dir}/checkpoints",
         "best.filename": "best",
@@ -44,29 +71,13 @@ INTENDED: dict[str, dict[str, Any]] = {
         "last.mode": "max",
         "last.enable_version_counter": False,
     },
-    "data/coco": {
-        "augment": "${augment}",
-        "seed": "${seed}",
-        "size_divisor": "${model.input.size_divisor}",
-    },
-    "data/custom": {
-        "augment": "${augment}",
-        "seed": "${seed}",
-        "size_divisor": "${model.input.size_divisor}",
-        "train_annotations": "annotations/train.json",
-        "train_images": "train",
-        "val_annotations": "annotations/val.json",
-        "val_images": "val",
-    },
-    "data/shapes": {
-        "augment": "${augment}",
-        "seed": "${seed}",
-        "size_divisor": "${model.input.size_divisor}",
-        "draw": BUILT,
-        "batch_size": 8,
-        "min_sizes": [160],
-        "max_size": 160,
-    },
+    "data/coco": DATA,
+    "data/custom": DATA
+    | {f"{split}_{kind}": None for split in ("train", "val", "test") for kind in ("annotations", "images")},
+    "data/shapes": DATA | {"draw": BUILT, "batch_size": 8, "min_sizes": [160], "max_size": 160},
+    "data/voc": DATA
+    | {f"{split}_annotations": f"ImageSets/Segmentation/{split}.txt" for split in ("train", "val", "test")}
+    | {f"{split}_images": "JPEGImages" for split in ("train", "val", "test")},
     "logger/csv": {"csv.name": "", "csv.version": ""},
     "logger/tensorboard": {
         "csv.name": "",
@@ -226,13 +237,34 @@ def test_rows_cover_all_pairs():
 @pytest.fixture(scope="session")
 def roots(tmp_path_factory):
     """A small drawn set in the layout of each data preset."""
-    coco, custom = (tmp_path_factory.mktemp("sets") / name for name in ("coco", "custom"))
+    coco, custom, voc = (tmp_path_factory.mktemp("sets") / name for name in ("coco", "custom", "voc"))
     draw_shapes(coco, train_images=4, val_images=2, image_size=64)
-    (custom / "annotations").mkdir(parents=True)
-    for split in ("train", "val"):
-        shutil.copytree(coco / f"{split}2017", custom / split)
-        shutil.copy(coco / "annotations" / f"instances_{split}2017.json", custom / "annotations" / f"{split}.json")
-    return {"coco": coco, "custom": custom, "shapes": custom.parent}
+    for split, folder in (("train", "train"), ("val", "valid")):
+        shutil.copytree(coco / f"{split}2017", custom / folder)
+        shutil.copy(coco / "annotations" / f"instances_{split}2017.json", custom / folder / "_annotations.coco.json")
+        write_voc(voc, COCO(coco / "annotations" / f"instances_{split}2017.json"), coco / f"{split}2017", split)
+    return {"coco": coco, "custom": custom, "voc": voc, "shapes": custom.parent}
+
+
+def write_voc(root, truth, pictures, split):
+    """A COCO set in the layout of VOC, its categories as VOC's first classes."""
+    folders = [root / name for name in ("JPEGImages", "SegmentationObject", "SegmentationClass")]
+    lists = root / "ImageSets" / "Segmentation"
+    for folder in (*folders, lists):
+        folder.mkdir(parents=True, exist_ok=True)
+    class_of = {category: number for number, category in enumerate(sorted(truth.cats), start=1)}
+    names = []
+    for image_id, image in truth.imgs.items():
+        names.append(f"{split}_{image_id}")
+        objects = np.zeros((image["height"], image["width"]), np.uint8)
+        classes = objects.copy()
+        for number, annotation in enumerate(truth.imgToAnns[image_id], start=1):
+            covered = truth.annToMask(annotation) > 0
+            objects[covered], classes[covered] = number, class_of[annotation["category_id"]]
+        Image.open(pictures / image["file_name"]).convert("RGB").save(folders[0] / f"{names[-1]}.jpg")
+        for folder, levels in zip(folders[1:], (objects, classes), strict=True):
+            Image.fromarray(levels).save(folder / f"{names[-1]}.png")
+    (lists / f"{split}.txt").write_text("\n".join(names))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[str(number) for number in range(len(ROWS))])

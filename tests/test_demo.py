@@ -70,7 +70,7 @@ def _train_torchvision(root, *, seconds):
     data = DetectionDataModule(
         root=str(root), draw=ShapesDrawing(), batch_size=8, num_workers=0, min_sizes=[160], max_size=160
     )
-    data.load("train", "val")
+    data.load(train=True)
     backbone = resnet_fpn_backbone(
         backbone_name="resnet18", weights=None, norm_layer=torch.nn.BatchNorm2d, trainable_layers=5
     )
@@ -102,7 +102,7 @@ def _train_torchvision(root, *, seconds):
 def _to_torchvision(sample, rng):
     image = torch.from_numpy(sample.image.transpose(2, 0, 1).copy()).float() / 255
     masks = torch.from_numpy(np.stack([coco_mask.decode(outline.rle(sample.size)) for outline in sample.outlines]))
-    boxes = torch.from_numpy(np.stack([outline.box(sample.size) for outline in sample.outlines]))
+    boxes = torch.from_numpy(np.stack([outline.box for outline in sample.outlines]))
     if rng.random() < 0.5:
         image, masks = image.flip(-1), masks.flip(-1)
         boxes = torch.stack((image.shape[-1] - boxes[:, 2], boxes[:, 1], image.shape[-1] - boxes[:, 0], boxes[:, 3]), 1)

@@ -6,18 +6,16 @@ Works on parsed COCO files only: a ground truth (``instances_*.json``) and resul
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import pycocotools.mask as mask_utils
 import torch.distributed as dist
-from faster_coco_eval import COCO, COCOeval_faster, mask_api_new_cpp
+from faster_coco_eval import COCO, COCOeval_faster
 from torchmetrics import Metric
 
-from maskrcnn.errors import UserError
+from maskrcnn.evaluation.regions import to_rle, without_void
+from maskrcnn.evaluation.voc import has_void, voc_scores
 
 # IoU range, area and detections per image of each metric, in the order in which pycocotools prints them.
 _SETTINGS = {
@@ -50,19 +48,38 @@ def score(
     As there, a result that has a box is counted small, medium or large by the area of that box, for masks
     too. Neither argument is changed.
 
+    Three things that COCO's own files don't have are left out of the numbers. A result that matches an
+    annotation with ``ignore`` 1 is neither right nor wrong, and that annotation is not missed; it is matched by
+    ordinary IoU, unlike a crowd. The pixels of an image's ``void`` mask are taken out of the masks found there.
+    To masks, an annotation without a segmentation is a crowd that fills its box; if all lack one, the mask
+    numbers are -1.
+
     Args:
-        ground_truth: a parsed COCO instances file. Annotations may lack ``area``, ``iscrowd`` and ``id``.
+        ground_truth: a parsed COCO instances file. Annotations may lack ``area``, ``iscrowd`` and ``id``, and
+            may have ``ignore``; images may have ``void``, compressed run lengths.
         results: COCO results, each for an image of the ground truth; those of unknown categories are ignored.
         image_ids: the images to score (all of them by default).
         kinds: keys of KINDS. "box" needs a ``bbox`` in every result, "mask" a ``segmentation``.
 
     Returns:
-        For each kind the twelve METRICS, in [0, 1], or -1 where there is no ground truth of that size.
+        For each kind the twelve METRICS, in [0, 1], or -1 where there is no ground truth of that size. Where
+        images have void pixels, as in VOC, "voc" holds VOC's own numbers, see ``voc_scores``.
     """
-    truth = COCO(_complete(ground_truth), print_function=_silent)
-    detections = truth.loadRes([dict(result) for result in results])
-    images = sorted(truth.imgs if image_ids is None else set(image_ids))
-    return {kind: _twelve_numbers(truth, detections, KINDS[kind], images) for kind in kinds}
+    kinds = tuple(kinds)
+    complete = _complete(ground_truth)
+    scored = sorted(_sizes(ground_truth) if image_ids is None else set(image_ids))
+    numbers: dict[str, dict[str, float]] = {}
+    pair: tuple[COCO, COCO] | None = None
+    for kind in kinds:
+        if kind == "mask" and _needs_care(complete):
+            masks = without_void(results, complete["images"])
+            numbers[kind] = _twelve_numbers(*_index(_boxes_as_crowds(complete), masks), KINDS[kind], scored)
+        else:
+            pair = pair or _index(complete, results)
+            numbers[kind] = _twelve_numbers(*pair, KINDS[kind], scored)
+    if has_void(ground_truth):
+        numbers["voc"] = voc_scores(ground_truth, results, image_ids=scored, kinds=kinds)
+    return numbers
 
 
 def format_table(numbers: dict[str, float], kind: str) -> str:
@@ -85,7 +102,7 @@ class CocoMetric(Metric):
     distributed sampler repeats to fill its last round do no harm.
     """
 
-    def __init__(self, ground_truth: dict[str, Any]) -> None:
+    def __init__(self, ground_truth: dict[str, Any] | None) -> None:
         # compute() gathers by itself, and is not cached: if only some ranks had an update since the last
         # compute(), the others would return what they cached and never join the gathering.
         super().__init__(sync_on_compute=False, compute_with_cache=False)
@@ -112,7 +129,7 @@ class CocoMetric(Metric):
         self.update(image_ids, results)
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """The numbers of ``score`` over all images seen; the same on every rank."""
+        """The numbers of ``score`` over all images seen; the same on every rank, and none without a ground truth."""
         distributed = dist.is_available() and dist.is_initialized()
         parts = [self._by_image]
         if distributed:
@@ -123,7 +140,7 @@ class CocoMetric(Metric):
         self.results = [result for image_id in self.image_ids for result in _best_first(merged[image_id])]
 
         numbers: list[dict[str, dict[str, float]]] = [{}]
-        if not distributed or dist.get_rank() == 0:
+        if self._ground_truth is not None and (not distributed or dist.get_rank() == 0):
             numbers = [score(self._ground_truth, self.results, image_ids=self.image_ids)]
         if distributed:
             dist.broadcast_object_list(numbers, src=0)
@@ -133,35 +150,6 @@ class CocoMetric(Metric):
         """Forgets all batches."""
         super().reset()
         self._by_image, self.image_ids, self.results = {}, [], []
-
-
-def read_results(path: Path, ground_truth: dict[str, Any]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """Reads and checks a COCO results file.
-
-    Returns:
-        The results and the kinds they can be scored for: ("box",), ("mask",) or both.
-
-    Raises:
-        UserError: the file can't be read or an entry is wrong; names the file and the entry (from 0).
-    """
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror}); give a COCO results file") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); give a COCO results file") from error
-    if not isinstance(results, list):
-        raise UserError(f"{path}: should be a list of COCO results, is a JSON {type(results).__name__}")
-    sizes = _sizes(ground_truth)
-    categories = {category["id"] for category in ground_truth["categories"]}
-    kinds = tuple(KINDS)
-    for index, entry in enumerate(results):
-        where = f"{path}: entry {index}"
-        found = _check_result(entry, where, sizes, categories)
-        if index and found != kinds:
-            raise UserError(f"{where} has not the same of 'bbox' and 'segmentation' as the entries before it")
-        kinds = found
-    return results, kinds
 
 
 def _silent(*_: object) -> None:
@@ -182,29 +170,60 @@ def _complete(ground_truth: dict[str, Any]) -> dict[str, Any]:
             continue
         # New ids for all: they only mark matches, for which each must be unique and none 0 ("unmatched").
         copy = {"iscrowd": 0, **annotation, "id": len(annotations) + 1}
+        copy["difficult"] = copy.get("ignore", 0)  # the library overwrites "ignore"
         if "area" not in copy:
-            copy["area"] = _area(copy, *sizes[copy["image_id"]])
+            copy["area"] = _area(copy, sizes[copy["image_id"]])
         annotations.append(copy)
     images = [dict(image) for image in ground_truth["images"]]
     return {"images": images, "annotations": annotations, "categories": ground_truth["categories"]}
 
 
-def _area(annotation: dict[str, Any], height: int, width: int) -> float:
+def _area(annotation: dict[str, Any], size: tuple[int, int]) -> float:
     """Area of an annotation's mask, or of its box if it has no mask, in pixels."""
-    segmentation = annotation.get("segmentation")
-    if not segmentation:
+    if not annotation.get("segmentation"):
         return float(annotation["bbox"][2] * annotation["bbox"][3])
-    if isinstance(segmentation, list):
-        segmentation = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = mask_utils.frPyObjects(segmentation, height, width)
-    return float(mask_utils.area(segmentation))
+    return float(mask_utils.area(to_rle(annotation, size)))
+
+
+def _needs_care(ground_truth: dict[str, Any]) -> bool:
+    """Whether masks can't be compared as they are."""
+    return any(image.get("void") for image in ground_truth["images"]) or not all(
+        annotation.get("segmentation") for annotation in ground_truth["annotations"]
+    )
+
+
+def _boxes_as_crowds(ground_truth: dict[str, Any]) -> dict[str, Any]:
+    """The ground truth with a crowd that fills the box for each annotation without a mask."""
+    sizes = _sizes(ground_truth)
+    annotations = [
+        annotation
+        if annotation.get("segmentation")
+        else annotation | {"iscrowd": 1, "segmentation": to_rle(annotation, sizes[annotation["image_id"]])}
+        for annotation in ground_truth["annotations"]
+    ]
+    return ground_truth | {"annotations": annotations}
+
+
+def _index(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> tuple[COCO, COCO]:
+    """Ground truth and detections as the library takes them."""
+    truth = COCO(ground_truth, print_function=_silent)
+    return truth, truth.loadRes([dict(result) for result in results])
+
+
+class _Evaluation(COCOeval_faster):
+    """COCO's, but for annotations that are ignored without being a crowd."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        for annotation in self.cocoGt.anns.values():
+            if annotation["difficult"]:
+                annotation["ignore"] = 1
 
 
 def _twelve_numbers(truth: COCO, detections: COCO, iou_type: str, image_ids: list[int]) -> dict[str, float]:
     if not image_ids:
         return dict.fromkeys(METRICS, -1.0)  # to the library, an empty list means all images
-    evaluation = COCOeval_faster(truth, detections, iou_type, print_function=_silent)
+    evaluation = _Evaluation(truth, detections, iou_type, print_function=_silent)
     evaluation.params.imgIds = image_ids
     evaluation.run()
     return dict(zip(METRICS, map(float, evaluation.stats), strict=True))
@@ -221,52 +240,3 @@ def _merge(parts: Iterable[dict[int, list[dict[str, Any]]]]) -> dict[int, list[d
 
 def _best_first(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(results, key=lambda result: -result["score"])
-
-
-def _check_result(entry: Any, where: str, sizes: dict[int, tuple[int, int]], categories: set[int]) -> tuple[str, ...]:
-    """Checks one entry of a results file, the one that messages call ``where``.
-
-    Returns:
-        The kinds it can be scored for.
-    """
-    if not isinstance(entry, dict):
-        raise UserError(f"{where} should be a COCO result, an object with an image_id, a category_id and a score")
-    for key in ("image_id", "category_id", "score"):
-        if key not in entry:
-            raise UserError(f"{where} has no {key!r}")
-    for key, known in (("image_id", sizes), ("category_id", categories)):
-        if not isinstance(entry[key], int) or entry[key] not in known:
-            raise UserError(f"{where} has an unknown {key}, the ground truth has no {entry[key]!r}")
-    if not _is_finite(entry["score"]):
-        raise UserError(f"{where} has a score that is not a finite number: {entry['score']!r}")
-    if "bbox" in entry:
-        _check_box(entry["bbox"], where)
-    if "segmentation" in entry:
-        _check_mask(entry["segmentation"], where, *sizes[entry["image_id"]])
-    kinds = tuple(kind for kind, field in (("box", "bbox"), ("mask", "segmentation")) if field in entry)
-    if not kinds:
-        raise UserError(f"{where} has neither 'bbox' nor 'segmentation'")
-    return kinds
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_box(box: Any, where: str) -> None:
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
-        raise UserError(f"{where} has a bbox that is not four finite numbers [x, y, width, height]")
-
-
-def _check_mask(rle: Any, where: str, height: int, width: int) -> None:
-    if not isinstance(rle, dict) or not isinstance(rle.get("counts"), str) or "size" not in rle:
-        raise UserError(f"{where} has a segmentation that is not a compressed RLE (size and counts)")
-    if rle["size"] != [height, width]:
-        raise UserError(f"{where} has an RLE of size {rle['size']!r}, its image is [{height}, {width}]")
-    try:
-        runs = mask_api_new_cpp.toUncompressedRLE([rle])[0]["counts"]
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{where} has a malformed RLE ({error})") from error
-    # With too few pixels the library's IoU would never end.
-    if sum(runs) != height * width:
-        raise UserError(f"{where} has a malformed RLE ({sum(runs)} pixels, its image has {height * width})")

@@ -1,11 +1,16 @@
-"""From detections to COCO results."""
+"""COCO results: made of detections, or read from a file."""
 
+import json
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from faster_coco_eval import mask_api_new_cpp
 from torch import Tensor
 
 from maskrcnn.errors import UserError
+from maskrcnn.evaluation.coco import KINDS
 from maskrcnn.ops.masks import masks_to_rle
 
 
@@ -80,3 +85,81 @@ def match_categories(known: list[dict[str, Any]], wanted: list[dict[str, Any]], 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def read_results(path: Path, ground_truth: dict[str, Any]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Reads and checks a COCO results file.
+
+    Returns:
+        The results and the kinds they can be scored for: ("box",), ("mask",) or both.
+
+    Raises:
+        UserError: the file can't be read or an entry is wrong; names the file and the entry (from 0).
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); give a COCO results file") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); give a COCO results file") from error
+    if not isinstance(results, list):
+        raise UserError(f"{path}: should be a list of COCO results, is a JSON {type(results).__name__}")
+    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+    categories = {category["id"] for category in ground_truth["categories"]}
+    kinds = tuple(KINDS)
+    for index, entry in enumerate(results):
+        where = f"{path}: entry {index}"
+        found = _check_result(entry, where, sizes, categories)
+        if index and found != kinds:
+            raise UserError(f"{where} has not the same of 'bbox' and 'segmentation' as the entries before it")
+        kinds = found
+    return results, kinds
+
+
+def _check_result(entry: Any, where: str, sizes: dict[int, tuple[int, int]], categories: set[int]) -> tuple[str, ...]:
+    """Checks one entry of a results file, the one that messages call ``where``.
+
+    Returns:
+        The kinds it can be scored for.
+    """
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} should be a COCO result, an object with an image_id, a category_id and a score")
+    for key in ("image_id", "category_id", "score"):
+        if key not in entry:
+            raise UserError(f"{where} has no {key!r}")
+    for key, known in (("image_id", sizes), ("category_id", categories)):
+        if not isinstance(entry[key], int) or entry[key] not in known:
+            raise UserError(f"{where} has an unknown {key}, the ground truth has no {entry[key]!r}")
+    if not _is_finite(entry["score"]):
+        raise UserError(f"{where} has a score that is not a finite number: {entry['score']!r}")
+    if "bbox" in entry:
+        _check_box(entry["bbox"], where)
+    if "segmentation" in entry:
+        _check_mask(entry["segmentation"], where, *sizes[entry["image_id"]])
+    kinds = tuple(kind for kind, field in (("box", "bbox"), ("mask", "segmentation")) if field in entry)
+    if not kinds:
+        raise UserError(f"{where} has neither 'bbox' nor 'segmentation'")
+    return kinds
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_box(box: Any, where: str) -> None:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        raise UserError(f"{where} has a bbox that is not four finite numbers [x, y, width, height]")
+
+
+def _check_mask(rle: Any, where: str, height: int, width: int) -> None:
+    if not isinstance(rle, dict) or not isinstance(rle.get("counts"), str) or "size" not in rle:
+        raise UserError(f"{where} has a segmentation that is not a compressed RLE (size and counts)")
+    if rle["size"] != [height, width]:
+        raise UserError(f"{where} has an RLE of size {rle['size']!r}, its image is [{height}, {width}]")
+    try:
+        runs = mask_api_new_cpp.toUncompressedRLE([rle])[0]["counts"]
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{where} has a malformed RLE ({error})") from error
+    # With too few pixels the library's IoU would never end.
+    if sum(runs) != height * width:
+        raise UserError(f"{where} has a malformed RLE ({sum(runs)} pixels, its image has {height * width})")

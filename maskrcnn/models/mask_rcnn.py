@@ -3,7 +3,8 @@
 B images, K classes
 images      list of B tensors [3, h, w], as they come from their files
 batch       ImageBatch: padded pixels [B, 3, H, W] at the size the network sees, with their valid sizes
-targets     list of B dicts: boxes [G, 4], labels [G] in 1..K, masks uint8 [G, S, S] (each cropped to its box)
+targets     list of B dicts: boxes [G, 4], labels [G] in 1..K, masks uint8 [G, S, S] (each cropped to its box),
+            has_mask bool [G] (False where only the box is known)
 features    p2..p6, list of 5 [B, C, H / 2^i, W / 2^i]
 detections  list of B dicts: boxes [D, 4], labels [D], scores [D], mask_probs [D, M, M]
 """

@@ -2,7 +2,8 @@
 
 B images, K classes, R sampled RoIs of the whole batch, D detections of an image, M mask resolution
 proposals    list of B [P_i, 4]
-targets      list of B dicts: boxes [G, 4], labels [G], masks uint8 [G, S, S] (each cropped to its box)
+targets      list of B dicts: boxes [G, 4], labels [G], masks uint8 [G, S, S] (each cropped to its box),
+             has_mask bool [G] (False where only the box is known: no mask is learnt there)
 scores       logits [R, K + 1], background first
 deltas       [R, (K + 1) * 4] per class, or [R, 4] class-agnostic
 mask_logits  [R, K + 1, M, M]
@@ -204,10 +205,11 @@ class RoIHeads(nn.Module):
         )
         # The positives come first in each image.
         positive_rois = [roi[: len(match)] for roi, match in zip(rois, matches, strict=True)]
+        positive_labels = [one[: len(match)] for one, match in zip(labels, matches, strict=True)]
         return {
             "loss_classifier": F.cross_entropy(scores, label),
             "loss_box_reg": box_loss / len(label) + deltas.sum() * 0,
-            "loss_mask": self._mask_loss(features, positive_rois, label[positive], matches, targets),
+            "loss_mask": self._mask_loss(features, positive_rois, positive_labels, matches, targets),
         }
 
     @torch.no_grad()
@@ -230,13 +232,18 @@ class RoIHeads(nn.Module):
         self,
         features: list[Tensor],
         rois: list[Tensor],
-        labels: Tensor,
+        labels: list[Tensor],
         matches: list[Tensor],
         targets: list[dict[str, Tensor]],
     ) -> Tensor:
         """Binary cross-entropy of the mask of the true class, over positives only (Mask R-CNN, section 3)."""
+        known = [target["has_mask"][match] for target, match in zip(targets, matches, strict=True)]
+        rois, label_lists, matches = (
+            [one[k] for one, k in zip(of, known, strict=True)] for of in (rois, labels, matches)
+        )
         logits = self.mask_head(self._pool(features, rois, self.mask_head.resolution))
-        if not len(labels):
+        label = torch.cat(label_lists)
+        if not len(label):
             return logits.float().sum() * 0
         truth = sample_mask_targets(
             torch.cat([target["masks"][match] for target, match in zip(targets, matches, strict=True)]),
@@ -244,7 +251,7 @@ class RoIHeads(nn.Module):
             rois=torch.cat(rois),
             size=logits.shape[-1],
         )
-        chosen = logits[torch.arange(len(labels), device=labels.device), labels]
+        chosen = logits[torch.arange(len(label), device=label.device), label]
         return F.binary_cross_entropy_with_logits(chosen.float(), truth)
 
     @torch.no_grad()

@@ -17,13 +17,19 @@ class ImageBatch(NamedTuple):
 
 
 def pad_images(images: list[Tensor], *, divisor: int) -> ImageBatch:
-    """Pad pictures [3, h, w] at the right and bottom with zeros to one size, a multiple of `divisor`."""
+    """Pad pictures [3, h, w] at the right and bottom with zeros to one size, a multiple of `divisor`.
+
+    Pictures whose channels lie together in memory stay so: torch calls it channels_last.
+    """
     sizes = [(image.shape[-2], image.shape[-1]) for image in images]
     height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
-    pixels = images[0].new_zeros((len(images), 3, height, width))
+    if images[0].stride(0) == 1:
+        pixels = images[0].new_empty((len(images), height, width, 3)).permute(0, 3, 1, 2)
+    else:
+        pixels = images[0].new_empty((len(images), 3, height, width))
     for canvas, image, (h, w) in zip(pixels, images, sizes, strict=True):
         canvas[:, :h, :w] = image
-    return ImageBatch(pixels, sizes)
+    return clear_padding(ImageBatch(pixels, sizes))
 
 
 def clear_padding(batch: ImageBatch) -> ImageBatch:

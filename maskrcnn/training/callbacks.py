@@ -15,7 +15,7 @@ from rich.progress import BarColumn, ProgressColumn
 
 from maskrcnn.data.datamodule import DetectionDataModule
 from maskrcnn.data.sample import Sample
-from maskrcnn.evaluation.coco import format_table
+from maskrcnn.evaluation.coco import KINDS, format_table
 from maskrcnn.evaluation.visualize import draw_instances, side_by_side
 from maskrcnn.training.module import MaskRCNNModule
 
@@ -73,9 +73,8 @@ class ScoreLine(Callback):
         assert isinstance(pl_module, MaskRCNNModule)
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
             return
-        parts = [
-            f"{kind} AP {numbers['ap']:.3f} (AP50 {numbers['ap50']:.3f})" for kind, numbers in pl_module.scores.items()
-        ]
+        scores = {kind: pl_module.scores[kind] for kind in KINDS if kind in pl_module.scores}
+        parts = [f"{kind} AP {numbers['ap']:.3f} (AP50 {numbers['ap50']:.3f})" for kind, numbers in scores.items()]
         print(f"epoch {trainer.current_epoch}: {', '.join(parts)}", flush=True)
 
 
@@ -110,7 +109,7 @@ class Pictures(Callback):
             sample = dataset[index]
             if sample.image_id not in by_image:
                 continue
-            picture = self._draw(sample, by_image[sample.image_id], dataset.annotations.categories)
+            picture = self._draw(sample, by_image[sample.image_id], dataset.categories)
             Image.fromarray(picture).save(self.folder / f"{sample.image_id}.jpg", quality=90)
             for board in boards:
                 board.add_image(f"val/{sample.image_id}", picture, trainer.global_step, dataformats="HWC")
@@ -128,7 +127,7 @@ class Pictures(Callback):
         )
         truth = draw_instances(
             sample.image,
-            boxes=np.array([outline.box(sample.size) for outline in sample.outlines]),
+            boxes=np.array([outline.box for outline in sample.outlines]),
             masks=[outline.rle(sample.size) for outline in sample.outlines],
             names=[categories[label - 1]["name"] for label in sample.labels],
         )
@@ -169,7 +168,10 @@ def write_report(trainer: Trainer, module: MaskRCNNModule, *, predictions: bool 
     if not trainer.is_global_zero:
         return
     folder = Path(trainer.default_root_dir)
-    write_scores(folder, module.scores, images=len(module.metric.image_ids))
+    if module.scores:
+        write_scores(folder, module.scores, images=len(module.metric.image_ids))
+    else:
+        print(f"\n{len(module.metric.image_ids)} images without annotations: predictions alone")
     if predictions:
         _write_json(folder / "predictions.json", module.metric.results)
         print(f"\npredictions: {folder / 'predictions.json'}\npictures:    {folder / 'pictures'}")
@@ -177,8 +179,11 @@ def write_report(trainer: Trainer, module: MaskRCNNModule, *, predictions: bool 
 
 def write_scores(folder: Path, scores: dict[str, dict[str, float]], *, images: int) -> None:
     """Print a COCO table for each kind and write the numbers to `metrics.json`."""
-    for kind, numbers in scores.items():
-        print(f"\n{kind} ({images} images)\n{format_table(numbers, kind)}")
+    for kind in KINDS:
+        if kind in scores:
+            print(f"\n{kind} ({images} images)\n{format_table(scores[kind], kind)}")
+    if "voc" in scores:
+        print("\nVOC AP50: " + ", ".join(f"{name.split('_')[0]} {ap:.3f}" for name, ap in scores["voc"].items()))
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "metrics.json", {**scores, "images": images}, indent=2)
 

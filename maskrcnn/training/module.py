@@ -25,7 +25,7 @@ class MaskRCNNModule(LightningModule):
         model: The network.
         categories: {"id", "name"} of each label 1..K; travels in the checkpoint.
         category_ids: The validation set's category of each label, None where it has none; by default `categories`.
-        ground_truth: The validation set's parsed instances file.
+        ground_truth: The validation set as a parsed instances file; without one, detections are kept but not scored.
         optimizer: Makes the optimizer from parameter groups.
         schedule: Makes the schedule from the optimizer, total_steps and steps_per_epoch.
         config: Plain config that travels in the checkpoint.
@@ -36,7 +36,7 @@ class MaskRCNNModule(LightningModule):
         *,
         model: MaskRCNN,
         categories: list[dict[str, Any]],
-        ground_truth: dict[str, Any],
+        ground_truth: dict[str, Any] | None,
         category_ids: Sequence[int | None] | None = None,
         optimizer: Callable[..., Optimizer] | None = None,
         schedule: Callable[..., LRScheduler] | None = None,

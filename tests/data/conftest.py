@@ -26,12 +26,12 @@ def instances() -> dict[str, Any]:
     triangle = [[10.5, 10.5, 30.5, 10.5, 30.5, 40.5]]
     parts = [[5, 5, 25, 5, 25, 25, 5, 25], [15, 5, 40, 5, 40, 25, 15, 25]]
     annotations = [
-        (3, 12, 90, [10, 10, 21, 31], triangle, 0),
-        (17, 12, 5, [5, 5, 35, 20], parts, 0),
-        (18, 4, 90, [8, 6, 12, 24], run_lengths(8, 6, 20, 30, size=(48, 64), compressed=True), 0),
-        (19, 4, 44, [30, 10, 20, 20], run_lengths(30, 10, 50, 30, size=(48, 64), compressed=False), 0),
-        (40, 30, 5, [0, 0, 40, 40], run_lengths(0, 0, 40, 40, size=(40, 40), compressed=False), 1),
-        (41, 30, 5, [2, 2, 10, 10], [[2, 2, 12, 2, 12, 12, 2, 12]], 0),
+        (3, 12, 90, [10, 10, 21, 31], triangle, 0, 300),
+        (17, 12, 5, [5, 5, 35, 20], parts, 0, 700),
+        (18, 4, 90, [8, 6, 12, 24], run_lengths(8, 6, 20, 30, size=(48, 64), compressed=True), 0, 288),
+        (19, 4, 44, [30, 10, 20, 20], run_lengths(30, 10, 50, 30, size=(48, 64), compressed=False), 0, 400),
+        (40, 30, 5, [0, 0, 40, 40], run_lengths(0, 0, 40, 40, size=(40, 40), compressed=False), 1, 1600),
+        (41, 30, 5, [2, 2, 10, 10], [[2, 2, 12, 2, 12, 12, 2, 12]], 0, 100),
     ]
     return {
         "images": [
@@ -48,9 +48,9 @@ def instances() -> dict[str, Any]:
                 "bbox": box,
                 "segmentation": segmentation,
                 "iscrowd": crowd,
-                "area": box[2] * box[3],
+                "area": area,
             }
-            for id, image_id, category_id, box, segmentation, crowd in annotations
+            for id, image_id, category_id, box, segmentation, crowd, area in annotations
         ],
         "categories": [{"id": 90, "name": "kite"}, {"id": 5, "name": "boat"}, {"id": 44, "name": "cup"}],
     }

@@ -15,7 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskrcnn.errors import UserError
-from maskrcnn.evaluation.coco import KINDS, METRICS, CocoMetric, _merge, format_table, read_results, score
+from maskrcnn.evaluation.coco import KINDS, METRICS, CocoMetric, _merge, format_table, score
+from maskrcnn.evaluation.results import read_results
 
 HEIGHT, WIDTH = 160, 200
 CATEGORIES = [1, 2, 3, 5, 9]
@@ -228,6 +229,140 @@ def test_score_area_of_each_kind_of_segmentation(data):
             pytest.approx(1),
             -1.0,
         )
+
+
+def one_class(annotations, **image):
+    """Ground truth of one image; each annotation is given by its box x1, y1, x2, y2 and further fields."""
+    entries = []
+    for (x1, y1, x2, y2), fields in annotations:
+        entry = {"image_id": 1, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": 0}
+        entries.append(entry | {"segmentation": encode((x1, y1, x2, y2))} | fields)
+    image = {"id": 1, "height": HEIGHT, "width": WIDTH} | image
+    return {"images": [image], "categories": [{"id": 1, "name": "a"}], "annotations": entries}
+
+
+def found(*boxes):
+    """A result for each box, in falling order of score."""
+    return [
+        {
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": 0.9 - 0.1 * rank,
+            "segmentation": encode((x1, y1, x2, y2)),
+        }
+        for rank, (x1, y1, x2, y2) in enumerate(boxes)
+    ]
+
+
+A, B, ELSEWHERE = (10, 10, 50, 50), (60, 60, 100, 100), (120, 20, 160, 60)
+WITHIN_B = (62, 62, 82, 82)  # a quarter of it
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize(
+    ("boxes", "expected"),
+    [
+        ([A], 1.0),  # B is not missed
+        ([B, A], 1.0),  # and finding it is not wrong
+        ([B], 0.0),  # nor right
+        ([ELSEWHERE, A], 0.5),
+        ([WITHIN_B, A], 0.5),  # not a crowd, of which any part would do
+        ([B, B, A], 0.5),  # the second one has nothing left to match
+    ],
+)
+def test_ignored_annotation_is_neither_right_nor_wrong(boxes, expected, kind):
+    truth = one_class([(A, {}), (B, {"ignore": 1})])
+    before = copy.deepcopy(truth)
+    for _ in range(2):
+        assert score(truth, found(*boxes))[kind]["ap50"] == pytest.approx(expected)
+    assert truth == before
+
+
+class WithIgnored(COCOeval):
+    """The reference, told to ignore what COCO's files can't say."""
+
+    def _prepare(self):
+        super()._prepare()
+        for annotations in self._gts.values():
+            for annotation in annotations:
+                annotation["ignore"] = annotation["iscrowd"] or annotation["difficult"]
+
+
+def test_ignored_annotations_score_as_in_pycocotools(data, monkeypatch):
+    truth, results = data
+    rng = np.random.default_rng(3)
+    annotations = [a | {"difficult": int(rng.random() < 0.3)} for a in truth["annotations"]]
+    truth = truth | {"annotations": [a | {"ignore": a["difficult"]} for a in annotations]}
+    numbers = score(truth, results)
+    assert numbers["mask"]["ap"] != score(data[0], results)["mask"]["ap"]
+    monkeypatch.setitem(globals(), "COCOeval", WithIgnored)
+    assert_same_as_pycocotools(numbers, truth, results)
+
+
+def test_ignore_0_changes_nothing(data):
+    truth, results = data
+    written_out = [annotation | {"ignore": 0} for annotation in truth["annotations"]]
+    assert score(truth | {"annotations": written_out}, results) == score(truth, results)
+
+
+def test_void_pixels_of_a_mask_do_not_count():
+    x1, y1, x2, y2 = A
+    wide = (x1 - 5, y1 - 5, x2 + 5, y2 + 5)
+    hole = np.zeros((HEIGHT, WIDTH), bool)
+    hole[y1:y2, x1:x2] = True
+    results = found(wide)  # IoU 1600 / 2500
+    assert score(one_class([(A, {})]), results)["mask"]["ap75"] == 0.0
+    truth = one_class([(A, {})], void=encode(wide, hole))
+    before = copy.deepcopy((truth, results))
+    numbers = score(truth, results)
+    assert numbers["mask"]["ap"] == pytest.approx(1.0)
+    assert numbers["box"]["ap50"] == pytest.approx(1.0)
+    assert numbers["box"]["ap75"] == 0.0  # boxes stay as they are
+    assert (truth, results) == before
+    assert score(truth, results, kinds=("mask",))["mask"] == numbers["mask"]
+
+
+def test_void_is_taken_out_before_the_iou(data):
+    truth, results = data
+    rng = np.random.default_rng(4)
+    void_of = {image["id"]: rng.random((HEIGHT, WIDTH)) < 0.3 for image in truth["images"][::2]}
+    cut = []
+    for result in results:
+        mask = decode(result["segmentation"])
+        mask[void_of.get(result["image_id"], np.zeros_like(mask, bool))] = 0
+        rle = mask_utils.encode(np.asfortranarray(mask))
+        cut.append(result | {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}})
+    whole = (0, 0, WIDTH, HEIGHT)
+    images = [
+        image | ({"void": encode(whole, ~void_of[image["id"]])} if image["id"] in void_of else {})
+        for image in truth["images"]
+    ]
+    numbers = score(truth | {"images": images}, results)
+    assert numbers["box"] == score(truth, results)["box"]
+    assert numbers["mask"] == score(truth, cut)["mask"] != score(truth, results)["mask"]
+
+
+@pytest.mark.parametrize("lacking", [{"segmentation": []}, {"segmentation": None}])
+def test_annotation_without_a_mask_is_left_out_of_mask_numbers(lacking):
+    truth = one_class([(A, {}), (B, lacking)])
+    for boxes, box, mask in [
+        ([A, B], 1.0, 1.0),
+        ([A], 51 / 101, 1.0),  # of 101 recall levels, those up to a half
+        ([B], 51 / 101, 0.0),
+        ([WITHIN_B, A], 51 / 101 / 2, 1.0),  # there may be anything in the box
+        ([ELSEWHERE, A, B], 2 / 3, 0.5),
+    ]:
+        numbers = score(truth, found(*boxes))
+        assert numbers["box"]["ap50"] == pytest.approx(box), boxes
+        assert numbers["mask"]["ap50"] == pytest.approx(mask), boxes
+
+
+def test_without_any_mask_there_are_no_mask_numbers():
+    truth = one_class([(A, {"segmentation": []}), (B, {"segmentation": []}), (ELSEWHERE, {"iscrowd": 1})])
+    numbers = score(truth, found(A, B))
+    assert numbers["box"]["ap"] == pytest.approx(1.0)
+    assert numbers["mask"] == dict.fromkeys(METRICS, -1.0)
 
 
 def test_score_changes_nothing_and_prints_nothing(data, capsys):

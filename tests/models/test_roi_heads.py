@@ -54,6 +54,17 @@ def make_heads(
     )
 
 
+def make_target(
+    boxes: Tensor, labels: list[int], masks: Tensor, *, has_mask: list[bool] | None = None
+) -> dict[str, Tensor]:
+    return {
+        "boxes": boxes,
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "masks": masks.to(torch.uint8),
+        "has_mask": torch.tensor([True] * len(labels) if has_mask is None else has_mask, dtype=torch.bool),
+    }
+
+
 class FixedHead(nn.Module):
     """A box head that predicts what it was given."""
 
@@ -120,8 +131,8 @@ def test_losses_of_a_network_that_predicts_nothing(class_agnostic: bool) -> None
     close = torch.tensor([[12.0, 10, 50, 44]])  # IoU 0.84
     far = torch.tensor([[0.0, 0, 20, 20], [60.0, 30, 90, 60], [40.0, 30, 90, 60]])
     targets = [
-        {"boxes": boxes, "labels": torch.tensor([2]), "masks": torch.full((1, 28, 28), 255).byte()},
-        {"boxes": boxes[:0], "labels": torch.zeros(0).long(), "masks": torch.zeros(0, 28, 28).byte()},
+        make_target(boxes, [2], torch.full((1, 28, 28), 255)),
+        make_target(boxes[:0], [], torch.zeros(0, 28, 28)),
     ]
     losses = heads.losses(make_features(), [torch.cat((far, close)), far], targets)
     # RoIs: 3 far, 1 close and the box itself, then 3 of the empty picture.
@@ -145,7 +156,7 @@ def test_losses_of_a_network_that_knows_the_class() -> None:
         head.deltas.bias.view(4, 4)[[0, 1, 3]] = 100.0
         heads.mask_head.logits.bias.copy_(torch.tensor([100.0, 100.0, -2.0, 100.0]))
     boxes = torch.tensor([[10.0, 10, 50, 40]])
-    target = {"boxes": boxes, "labels": torch.tensor([2]), "masks": torch.full((1, 28, 28), 255).byte()}
+    target = make_target(boxes, [2], torch.full((1, 28, 28), 255))
     features = [feature[:1] for feature in make_features()]
     losses = heads.losses(features, [torch.tensor([[60.0, 30, 90, 60]])], [target])
     # One background RoI and the box itself, whose delta of 0 was predicted as 1.
@@ -161,15 +172,71 @@ def test_mask_loss_sees_the_mask_of_the_matched_instance() -> None:
         heads.mask_head.logits.weight.zero_()
         heads.mask_head.logits.bias.fill_(4.0)  # every pixel is foreground
     boxes = torch.tensor([[0.0, 0, 40, 40], [50.0, 10, 90, 60]])
-    masks = torch.stack((torch.full((28, 28), 255), torch.zeros(28, 28))).byte()
+    masks = torch.stack((torch.full((28, 28), 255), torch.zeros(28, 28)))
     right, wrong = math.log1p(math.exp(-4)), math.log1p(math.exp(4))
     features = [feature[:1] for feature in make_features()]
     for order, expected in (([0, 1], (right * 3 + wrong) / 4), ([1, 0], (right + wrong * 3) / 4)):
-        target = {"boxes": boxes, "labels": torch.tensor([1, 1]), "masks": masks[order]}
+        target = make_target(boxes, [1, 1], masks[order])
         # Three RoIs on the first box, one on the second.
         proposals = boxes[:1].expand(2, 4)
         loss = heads.losses(features, [proposals], [target])["loss_mask"]
         assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+BOXES = torch.tensor([[10.0, 10, 50, 40], [60.0, 10, 90, 50], [5.0, 42, 40, 62]])
+FAR = torch.tensor([[50.0, 50, 60, 60], [70.0, 52, 90, 63]])
+
+
+def half_masked_losses(heads: RoIHeads, *, unknown: Tensor, has_mask: list[bool]) -> dict[str, Tensor]:
+    """Of three instances in each of two pictures; `unknown` [28, 28] is the mask where none is known."""
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randint(0, 2, (3, 28, 28), generator=generator) * 255
+    masks[~torch.tensor(has_mask)] = unknown.long()
+    known = make_target(BOXES, [1, 2, 3], masks, has_mask=has_mask)
+    none = make_target(BOXES[:1], [3], unknown[None], has_mask=[False])
+    torch.manual_seed(0)  # the sampler shuffles
+    return heads.losses(make_features(), [torch.cat((FAR, BOXES + 1)), FAR], [known, none])
+
+
+def test_where_no_mask_is_known_it_may_be_anything() -> None:
+    heads = make_heads(batch_size_per_image=1000)
+    unknowns = [torch.zeros(28, 28), torch.full((28, 28), 255), torch.eye(28) * 255]
+    seen = [half_masked_losses(heads, unknown=unknown, has_mask=[True, False, True]) for unknown in unknowns]
+    assert seen[0]["loss_mask"] > 0.1
+    for losses in seen[1:]:
+        assert {name: loss.item() for name, loss in losses.items()} == {n: loss.item() for n, loss in seen[0].items()}
+    known = [half_masked_losses(heads, unknown=unknown, has_mask=[True, True, True]) for unknown in unknowns]
+    for name in ("loss_classifier", "loss_box_reg"):  # an instance without a mask teaches its box
+        assert known[0][name].item() == seen[0][name].item()
+    assert known[0]["loss_mask"].item() != seen[0]["loss_mask"].item()
+
+
+def test_the_mask_loss_is_the_mean_over_known_masks_alone() -> None:
+    heads = make_heads(batch_size_per_image=1000)
+    with torch.no_grad():
+        heads.mask_head.logits.weight.zero_()
+        heads.mask_head.logits.bias.copy_(torch.tensor([50.0, 1.0, 2.0, 3.0]))
+    full = torch.full((3, 28, 28), 255)
+    features = [feature[:1] for feature in make_features()]
+    for has_mask in ([True, True, True], [True, False, False], [False, True, True], [False, False, True]):
+        losses = heads.losses(features, [FAR], [make_target(BOXES, [1, 2, 3], full, has_mask=has_mask)])
+        expected = [math.log1p(math.exp(-label)) for label, known in zip((1, 2, 3), has_mask, strict=True) if known]
+        assert losses["loss_mask"].item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+
+
+def test_without_any_known_mask_the_mask_head_stays_in_the_graph() -> None:
+    heads = make_heads(batch_size_per_image=1000)
+    losses = half_masked_losses(heads, unknown=torch.full((28, 28), 255), has_mask=[False] * 3)
+    assert losses["loss_mask"].item() == 0
+    assert losses["loss_box_reg"] > 0
+    torch.stack(list(losses.values())).sum().backward()
+    for parameter in heads.mask_head.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+        assert not parameter.grad.any()
+    for parameter in heads.box_heads.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.any()
 
 
 def test_sampled_rois_are_labelled_by_their_box_positives_first() -> None:

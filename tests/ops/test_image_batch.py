@@ -33,6 +33,28 @@ def test_padded_sides_are_the_next_multiple(size: tuple[int, int], divisor: int,
     assert int(batch.pixels.sum()) == 3 * size[0] * size[1]
 
 
+def test_padding_keeps_channels_that_lie_together_so() -> None:
+    """As they come from a decoded file: [h, w, 3] seen as [3, h, w]."""
+    images = [torch.randint(1, 256, (*size, 3), dtype=torch.uint8).permute(2, 0, 1) for size in ((30, 65), (40, 20))]
+    batch = pad_images(images, divisor=32)
+    assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
+    plain = pad_images([image.contiguous() for image in images], divisor=32)
+    assert plain.pixels.is_contiguous()
+    assert torch.equal(batch.pixels, plain.pixels)
+    assert batch.sizes == plain.sizes == [(30, 65), (40, 20)]
+    mixed = pad_images([images[0], images[1].contiguous()], divisor=32)
+    assert torch.equal(mixed.pixels, plain.pixels)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1)])
+def test_padding_of_the_thinnest_pictures(size: tuple[int, int]) -> None:
+    image = torch.randint(1, 256, (*size, 3), dtype=torch.uint8)
+    for one in (image.permute(2, 0, 1), image.permute(2, 0, 1).contiguous()):
+        batch = pad_images([one], divisor=4)
+        assert torch.equal(batch.pixels[0, :, : size[0], : size[1]], one)
+        assert batch.pixels.sum() == one.sum()
+
+
 def test_clearing_touches_only_the_padding() -> None:
     pixels = torch.rand(2, 3, 8, 10) + 1
     before = pixels.clone()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import roi_align
 
-from maskrcnn.data.sample import Outline
+from maskrcnn.data.outline import Outline
 from maskrcnn.ops.masks import PASTE_RULES, masks_to_rle, sample_mask_targets
 
 SIZE = (37, 53)
@@ -225,7 +225,7 @@ def test_targets_from_crops_agree_with_targets_from_dense_masks(
     def compare(star: tuple[np.ndarray, tuple[float, float, float, float]]) -> None:
         points, jitter = star
         outline = Outline((points,))
-        box = outline.box((340, 340))
+        box = outline.box
         crop = torch.from_numpy(outline.crop(box.astype(np.float64), 112))
         full = torch.from_numpy(coco_mask.decode(outline.rle((340, 340))))
         roi = torch.from_numpy(box + np.tile(box[2:] - box[:2], 2) * np.array(jitter)).float()[None]

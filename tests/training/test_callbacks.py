@@ -28,9 +28,7 @@ from maskrcnn.training.module import MaskRCNNModule
 class Dataset:
     """Two pictures; the second has no instance."""
 
-    annotations = SimpleNamespace(
-        categories=[{"id": 2, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "emu"}]
-    )
+    categories = ({"id": 2, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "emu"})
 
     def __len__(self):
         return 2

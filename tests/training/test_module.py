@@ -39,6 +39,7 @@ def fit(module, *, batches, max_epochs=1, **settings):
         "boxes": torch.tensor([[8.0, 8, 40, 40]]),
         "labels": torch.tensor([1]),
         "masks": torch.full((1, 112, 112), 255, dtype=torch.uint8),
+        "has_mask": torch.tensor([True]),
     }
     batch = (ImageBatch(torch.stack(IMAGES), [(64, 64)] * 2), [target] * 2)
     trainer = Trainer(
