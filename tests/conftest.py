@@ -30,6 +30,14 @@ TINY = (
 
 ModelMaker = Callable[..., MaskRCNN]
 
+THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(request: pytest.FixtureRequest) -> None:
+    """Two processes run the tests, on tensors so small that threads would only wait for each other."""
+    torch.set_num_threads(THREADS if request.node.get_closest_marker("slow") else 1)
+
 
 @pytest.fixture(scope="session")
 def make_model() -> ModelMaker:

@@ -1,6 +1,6 @@
 """The demo's promise: minutes on two cores, AP 0.40, and well ahead of torchvision's Mask R-CNN meanwhile.
 
-`pytest -m slow -s tests/test_demo.py` prints both sides.
+`pytest -n 0 -m slow -s tests/test_demo.py` prints both sides.
 """
 
 import json

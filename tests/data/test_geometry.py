@@ -87,7 +87,8 @@ def test_multi_scale_takes_corners_to_corners(size, seed):
     np.testing.assert_allclose(map_points(matrix, corners(size)), corners(resized), atol=1e-9)
     assert max(resized) <= 100
     scale = min(resized) / min(size)
-    assert min(resized) in (40, 50, 60) or max(resized) in (99, 100)
+    asked = (40, 50, 60, 39, 49, 59)  # sides are cut to whole pixels, torchvision's way: 59.999 is 59
+    assert min(resized) in asked or max(resized) in (99, 100)
     assert abs(max(resized) - max(size) * scale) <= max(size) / min(size) + 1
 
 

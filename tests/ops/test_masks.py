@@ -237,6 +237,6 @@ def test_targets_from_crops_agree_with_targets_from_dense_masks(
         assert ious[-1] > 0.85
 
     compare()
-    record_property("mean_iou", np.mean(ious))
+    record_property("mean_iou", float(np.mean(ious)))
     assert len(ious) >= 200
     assert np.mean(ious) >= 0.98

@@ -1,23 +1,12 @@
 """A tiny validation set: two pictures of shapes, and results for them."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from pycocotools import mask as coco_mask
 
 CATEGORIES = [{"id": 2, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "emu"}]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The tensors are so small that threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def result(image_id: int, category_id: int, box: tuple[int, int, int, int], score: float) -> dict[str, Any]:
