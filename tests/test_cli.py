@@ -1035,9 +1035,9 @@ def test_the_process_ends_with_one_line_and_a_status(work):
     assert files(work) == set()
 
 
-@pytest.mark.skipif("MASKRCNN_REAL_DATA" not in os.environ, reason="MASKRCNN_REAL_DATA names a COCO folder")
+@pytest.mark.skipif("MASKRCNN_REAL_DATA" not in os.environ, reason="MASKRCNN_REAL_DATA names the folder of coco_tiny")
 def test_ground_truth_of_real_data_scores_full_marks_against_itself(work):
-    root = Path(os.environ["MASKRCNN_REAL_DATA"])
+    root = Path(os.environ["MASKRCNN_REAL_DATA"]) / "coco_tiny"
     truth = COCO(root / VAL)
     results = [
         {

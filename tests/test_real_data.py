@@ -15,10 +15,10 @@ from tests.test_configs import GROUPS
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif("MASKRCNN_REAL_DATA" not in os.environ, reason="MASKRCNN_REAL_DATA names a COCO folder"),
+    pytest.mark.skipif("MASKRCNN_REAL_DATA" not in os.environ, reason="MASKRCNN_REAL_DATA names the folder of coco_tiny and nuclei"),
 ]
 
-COCO = Path(os.environ.get("MASKRCNN_REAL_DATA", ""))
+ROOT = Path(os.environ.get("MASKRCNN_REAL_DATA", ""))
 SMALL = (
     *TINY,
     "model.input.min_size=256",
@@ -43,7 +43,7 @@ def our_warnings_are_errors():
 
 
 @pytest.mark.usefixtures("our_warnings_are_errors")
-@pytest.mark.parametrize("root", [COCO, COCO.parent / "nuclei"], ids=["coco", "nuclei"])
+@pytest.mark.parametrize("root", [ROOT / "coco_tiny", ROOT / "nuclei"], ids=["coco", "nuclei"])
 @pytest.mark.parametrize("augment", GROUPS["augment"])
 def test_preset_trains_an_epoch(tmp_path, root, augment):
     if not root.is_dir():

@@ -176,8 +176,8 @@ class TrainTransform:
         """What is left of the instances inside the patch, and their labels."""
         outlines, labels = source.instances(index)
         kept, left = [], []
-        for i, outline in enumerate(outlines):
-            moved = outline.transform(patch.matrix)
+        for i in np.flatnonzero(patch.meets(np.array([outline.box for outline in outlines]).reshape(-1, 4))):
+            moved = outlines[i].transform(patch.matrix)
             clipped = moved.clip(patch.window)
             if self._remains(moved, clipped):
                 kept.append(i)

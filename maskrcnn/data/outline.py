@@ -213,7 +213,8 @@ def _extents(bitmap: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _shoelace(ring: np.ndarray) -> float:
     """Area of a polygon [V, 2]."""
     x, y = ring[:, 0], ring[:, 1]
-    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+    open_sum = x[:-1] @ y[1:] - y[:-1] @ x[1:]
+    return abs(float(open_sum + x[-1] * y[0] - y[-1] * x[0])) / 2
 
 
 def _clip_ring(ring: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -228,6 +229,8 @@ def _clip_ring(ring: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
         return clipped[:0]
     corner = low + np.array((x, y))
     tight_low, tight_high = corner - 0.5, corner + np.array((width, height)) + 0.5
+    if (clipped.min(axis=0) >= tight_low).all() and (clipped.max(axis=0) <= tight_high).all():
+        return clipped
     return _half_planes(clipped, np.maximum(low, tight_low), np.minimum(high, tight_high))[0]
 
 

@@ -31,8 +31,14 @@ class Patch:
     source: Window
     upright: bool
 
+    def meets(self, boxes: np.ndarray) -> np.ndarray:
+        """Which of the boxes [N, 4] in the whole picture may have a part in the window, bool [N]."""
+        corners = map_points(self.matrix, boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)).reshape(-1, 4, 2)
+        low, high = corners.min(axis=1), corners.max(axis=1)
+        return ((low < self.window[2:]) & (high > self.window[:2])).all(axis=1)
+
     def needed(self, image: np.ndarray) -> np.ndarray:
-        """The part of the decoded picture [h, w, 3] that `draw` takes."""
+        """The part of the decoded picture [h, w, 3] that `draw` takes; a view."""
         x1, y1, x2, y2 = self.source
         return np.ascontiguousarray(image[y1:y2, x1:x2])
 

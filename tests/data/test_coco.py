@@ -418,10 +418,10 @@ def test_picture_of_another_size_is_named(path):
         dataset(path).read_image(0)
 
 
-@pytest.mark.skipif("MASKRCNN_REAL_DATA" not in os.environ, reason="MASKRCNN_REAL_DATA names a COCO folder")
+@pytest.mark.skipif("MASKRCNN_REAL_DATA" not in os.environ, reason="MASKRCNN_REAL_DATA names the folder of coco_tiny")
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
 def test_real_data_is_read_as_pycocotools_reads_it(split):
-    path = Path(os.environ["MASKRCNN_REAL_DATA"]) / "annotations" / f"instances_{split}.json"
+    path = Path(os.environ["MASKRCNN_REAL_DATA"]) / "coco_tiny" / "annotations" / f"instances_{split}.json"
     annotations, reference = load(path), COCO(path)
     assert len(annotations.labels) == len(reference.anns)
     assert annotations.notes == ()
