@@ -62,6 +62,7 @@ BUILDABLE = frozenset(
         "maskrcnn.training.callbacks.ProgressBar",
         "maskrcnn.training.callbacks.ScoreLine",
         "maskrcnn.training.callbacks.Speed",
+        "maskrcnn.training.ema.EMA",
         "maskrcnn.training.schedules.cosine",
         "maskrcnn.training.schedules.multistep",
         "pytorch_lightning.Trainer",
@@ -260,6 +261,8 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     callbacks = build(cfg.callbacks, key="callbacks", trust=cfg.trust)
     if not cfg.trainer.enable_progress_bar:
         callbacks.pop("progress_bar", None)  # Lightning refuses a bar that it is told to leave out
+    if cfg.get("ema"):
+        callbacks["ema"] = build(cfg.ema, key="ema", trust=cfg.trust)
     if "checkpoint" in cfg and cfg.trainer.enable_checkpointing:
         callbacks |= build(cfg.checkpoint, key="checkpoint", trust=cfg.trust)
     loggers = build(cfg.logger, key="logger", trust=cfg.trust)

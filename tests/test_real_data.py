@@ -15,7 +15,7 @@ from tests.test_configs import GROUPS
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif("MASKRCNN_REAL_DATA" not in os.environ, reason="MASKRCNN_REAL_DATA names the folder of coco_tiny and nuclei"),
+    pytest.mark.skipif("MASKRCNN_REAL_DATA" not in os.environ, reason="MASKRCNN_REAL_DATA names no folder"),
 ]
 
 ROOT = Path(os.environ.get("MASKRCNN_REAL_DATA", ""))

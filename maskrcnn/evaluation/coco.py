@@ -111,6 +111,10 @@ class CocoMetric(Metric):
         self.image_ids: list[int] = []
         self.results: list[dict[str, Any]] = []
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CocoMetric:
+        """An empty metric on the same ground truth: that may be large, and nobody changes it."""
+        return CocoMetric(self._ground_truth)
+
     def update(self, image_ids: list[int], results: list[dict[str, Any]]) -> None:
         """Adds a batch.
 
