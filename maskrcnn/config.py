@@ -26,6 +26,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from maskrcnn.errors import UserError
 from maskrcnn.models.weights import Weights, read_weights
+from maskrcnn.training.checkpoints import AtomicCheckpointIO, newest_checkpoint, newest_run, read_training_state
 
 # Everything that a config may build. Exact names: a whole package would let torch.load or torch.hub.load through.
 BUILDABLE = frozenset(
@@ -62,12 +63,14 @@ BUILDABLE = frozenset(
         "maskrcnn.training.callbacks.ProgressBar",
         "maskrcnn.training.callbacks.ScoreLine",
         "maskrcnn.training.callbacks.Speed",
+        "maskrcnn.training.checkpoints.LastCheckpoint",
         "maskrcnn.training.ema.EMA",
+        "maskrcnn.training.loggers.CSVCurves",
         "maskrcnn.training.schedules.cosine",
+        "maskrcnn.training.schedules.cosine_restarts",
         "maskrcnn.training.schedules.multistep",
         "pytorch_lightning.Trainer",
         "pytorch_lightning.callbacks.ModelCheckpoint",
-        "pytorch_lightning.loggers.CSVLogger",
         "pytorch_lightning.loggers.TensorBoardLogger",
         "torch.optim.Adam",
         "torch.optim.AdamW",
@@ -87,23 +90,26 @@ PATH_KEYS = frozenset(
         "init",
         "model.backbone.weights",
         "predictions",
+        "resume",
     }
 )
 
 Config = DictConfig  # what a command is called with, for modules that do not know OmegaConf
 
 _QUOTED = re.compile(r"""'.*'|".*"|choice\(.*\)|null|""", re.DOTALL)
+_SHOWN_ONLY = {"--help", "-h", "--hydra-help", "--shell-completion", "-sc"}
 _SCALARS = (bool, int, float, str, type(None))
 
 
 def command(
-    config_name: str, *, owned_by_checkpoint: bool = False
+    config_name: str, *, owned_by_checkpoint: bool = False, resumable: bool = False
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
     """Make a function of the config a command: compose, run, and turn a user's mistake into one line.
 
     Args:
         config_name: The primary config in `conf/`.
         owned_by_checkpoint: The checkpoint `ckpt=` brings its `model` and `data` as config group options.
+        resumable: `resume=` continues a run in its own folder, with its own config.
     """
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], Any]:
@@ -122,10 +128,13 @@ def command(
                 arguments = [quote_path(argument) for argument in sys.argv[1:]]
                 if owned_by_checkpoint:
                     arguments = add_checkpoint_options(arguments)
+                folder, name = config_folder(), config_name
+                if resumable:
+                    folder, name, arguments = primary_config(config_name, arguments)
             except UserError as error:
                 _exit(error)
             sys.argv[1:] = arguments
-            return hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(guarded)()
+            return hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(guarded)()
 
         return main
 
@@ -172,7 +181,7 @@ def add_checkpoint_options(arguments: list[str]) -> list[str]:
     """
     values = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     path = _unquote(values.get("ckpt", "null"))
-    if path in ("null", "") or {"--help", "-h", "--hydra-help", "--shell-completion", "-sc"} & set(arguments):
+    if path in ("null", "") or _SHOWN_ONLY & set(arguments):
         return arguments
     weights = read_weights(path)
     if weights.source == "torchvision":
@@ -186,6 +195,49 @@ def add_checkpoint_options(arguments: list[str]) -> list[str]:
     options = [f"{key}={value}" for key, value in chosen.items() if key not in values] + settings
     after = next(i for i, argument in enumerate(arguments, start=1) if argument.startswith("ckpt="))
     return arguments[:after] + options + arguments[after:]  # in one block: the parser takes no second one
+
+
+def primary_config(config_name: str, arguments: list[str]) -> tuple[Path, str, list[str]]:
+    """Where the config to start from is, and the arguments on top of it.
+
+    That is `config_name` in `conf/`; with `resume=` it is what the resumed run was composed of, in its own folder.
+
+    Raises:
+        UserError: The run cannot be continued.
+    """
+    values = {key.lstrip("+"): value for key, _, value in (argument.partition("=") for argument in arguments)}
+    resume = _unquote(values.get("resume", "null"))
+    if resume in ("null", "") or _SHOWN_ONLY & set(arguments):
+        return config_folder(), config_name, arguments
+    if {"-m", "--multirun"} & set(arguments):
+        raise UserError("resume: continues one run; not with --multirun")
+    group = next((key for key in values if (config_folder() / key).is_dir()), None)
+    if group:
+        raise UserError(f"{group}={values[group]}: a resumed run keeps its own {group}; override single keys of it")
+    settled = next((key for key in values if key.startswith("optim.")), None)
+    if settled:
+        raise UserError(f"{settled}: the optimizer goes on as it is in the checkpoint; leave this key out")
+    run_dir = _unquote(values.get("hydra.run.dir", ""))
+    if resume == "auto":
+        run = Path(run_dir).expanduser() if run_dir else newest_run(Path("outputs"))
+        checkpoint = newest_checkpoint(run / "checkpoints")
+        if checkpoint is None:
+            raise UserError(f"resume=auto: {run / 'checkpoints'} holds no checkpoint that training can go on from")
+    else:
+        checkpoint = Path(resume).expanduser()
+        read_training_state(checkpoint)
+    checkpoint = checkpoint.resolve()
+    run = checkpoint.parent.parent
+    if not (run / ".hydra" / "config.yaml").is_file():
+        raise UserError(f"resume={checkpoint}: is not in the checkpoints/ of a run folder, there is no {run}/.hydra")
+    if run_dir and Path(run_dir).resolve() != run:
+        raise UserError(f"hydra.run.dir={run_dir}: a resumed run stays in its own folder {run}; leave this key out")
+    # In the place of the first, in one block: the parser takes no second one. ++ for a run from before this key.
+    own = [key.lstrip("+") in ("resume", "hydra.run.dir") for key, _, _ in (a.partition("=") for a in arguments)]
+    kept = [argument for argument, replaced in zip(arguments, own, strict=True) if not replaced]
+    first = own.index(True)
+    added = [quote_path(f"++resume={checkpoint}"), quote_path(f"hydra.run.dir={run}")]
+    return run / ".hydra", "config", kept[:first] + added + kept[first:]
 
 
 def _store_options(weights: Weights) -> None:
@@ -256,7 +308,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     """
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # chatter, advertisements
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # between two libraries
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # the run folder
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run's
     warnings.filterwarnings("ignore", message=".*self.log\\('val/.*sync_dist=True")  # equal on all ranks already
     callbacks = build(cfg.callbacks, key="callbacks", trust=cfg.trust)
     if not cfg.trainer.enable_progress_bar:
@@ -265,8 +317,15 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         callbacks["ema"] = build(cfg.ema, key="ema", trust=cfg.trust)
     if "checkpoint" in cfg and cfg.trainer.enable_checkpointing:
         callbacks |= build(cfg.checkpoint, key="checkpoint", trust=cfg.trust)
+        callbacks.pop("every_n_steps", None)  # a number that the savers refer to
     loggers = build(cfg.logger, key="logger", trust=cfg.trust)
-    return build(cfg.trainer, key="trainer", callbacks=list(callbacks.values()), logger=list(loggers.values()))
+    return build(
+        cfg.trainer,
+        key="trainer",
+        callbacks=list(callbacks.values()),
+        logger=list(loggers.values()),
+        plugins=[AtomicCheckpointIO()],
+    )
 
 
 class _Deferred:

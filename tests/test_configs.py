@@ -29,6 +29,7 @@ BY_CODE = {
     "maskrcnn.models.roi_heads.BoxHead": {"in_channels", "num_classes"},
     "maskrcnn.models.roi_heads.MaskHead": {"in_channels", "num_classes"},
     "maskrcnn.training.schedules.cosine": {"optimizer", "total_steps", "steps_per_epoch"},
+    "maskrcnn.training.schedules.cosine_restarts": {"optimizer", "total_steps", "steps_per_epoch"},
     "maskrcnn.training.schedules.multistep": {"optimizer", "total_steps", "steps_per_epoch"},
 }
 
@@ -66,10 +67,7 @@ INTENDED: dict[str, dict[str, Any]] = {
         "best.monitor": "val/mask_ap",
         "best.mode": "max",
         "best.enable_version_counter": False,
-        "last.dirpath": "${hydra:runtime.output_dir}/checkpoints",
-        "last.filename": "last",
-        "last.mode": "max",
-        "last.enable_version_counter": False,
+        "last.every_n_steps": "${checkpoint.every_n_steps}",
     },
     "data/coco": DATA,
     "data/custom": DATA
@@ -78,10 +76,7 @@ INTENDED: dict[str, dict[str, Any]] = {
     "data/voc": DATA
     | {f"{split}_annotations": f"ImageSets/Segmentation/{split}.txt" for split in ("train", "val", "test")}
     | {f"{split}_images": "JPEGImages" for split in ("train", "val", "test")},
-    "logger/csv": {"csv.name": "", "csv.version": ""},
     "logger/tensorboard": {
-        "csv.name": "",
-        "csv.version": "",
         "tensorboard.name": "tensorboard",
         "tensorboard.version": "",
         "tensorboard.default_hp_metric": False,

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,33 @@ from maskrcnn.data.split import Split
 from maskrcnn.errors import UserError
 
 log = logging.getLogger(__name__)
+
+
+class TrainLoader(DataLoader):
+    """Training batches; in an epoch that is resumed, those that are left of it.
+
+    Args:
+        options: Of `DataLoader`; the sampler is an `EpochSampler`.
+        consumed: Tells how many batches of the epoch were trained on before this process began.
+    """
+
+    def __init__(self, *, consumed: Callable[[], int], **options: Any) -> None:
+        super().__init__(**options)
+        self._consumed = consumed
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """The batches."""
+        # A generator: Lightning asks for the iterator before it knows the epoch and how far the epoch has got.
+        if isinstance(self.sampler, EpochSampler):  # trainer.overfit_batches brings its own
+            self.sampler.start = self._consumed()
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the Trainer's own progress tells where to go on. Lightning takes a loader with this as resumable."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
 
 
 class DetectionDataModule(LightningDataModule):
@@ -202,8 +229,9 @@ class DetectionDataModule(LightningDataModule):
             repeats=repeats,
             portrait=split.sizes[:, 0] > split.sizes[:, 1] if self.group_by_aspect else None,
         )
-        return DataLoader(
-            TrainDataset(
+        return TrainLoader(
+            consumed=self._consumed,
+            dataset=TrainDataset(
                 split, self.transform, seed=self.seed, mask_size=self.mask_size, mixing_epochs=self._mixing_epochs()
             ),
             sampler=sampler,
@@ -304,6 +332,10 @@ class DetectionDataModule(LightningDataModule):
         if epochs is None or epochs < 0:
             raise UserError("augment.close_mixing_epochs: needs trainer.max_epochs, it counts from the last one")
         return epochs - closed
+
+    def _consumed(self) -> int:
+        """How many batches of the current epoch are done."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
 
     @property
     def _rank(self) -> int:

@@ -18,6 +18,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
         rank, world_size: Which share.
         repeats: float [num_images], how often a picture comes per epoch on average; once each by default.
         portrait: bool [num_images]; where given, a global batch holds pictures of one kind (but for one batch).
+
+    Attributes:
+        epoch: Whose order comes.
+        start: Batches at the beginning of the epoch that are left out; the length stays the whole epoch's.
     """
 
     def __init__(
@@ -37,10 +41,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.world_size = world_size
         self.repeats = repeats
         self.portrait = portrait
+        self.batch_size = batch_size
         self.global_batch = batch_size * world_size
         expected = num_images if repeats is None else float(repeats.sum())
         self.total = int(np.ceil(expected / self.global_batch)) * self.global_batch
         self.epoch = 0
+        self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -60,7 +66,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         order = np.resize(rng.permutation(order), self.total)
         if self.portrait is not None:
             order = self._grouped(order, self.portrait[order], rng)
-        return iter([(self.epoch, int(index)) for index in order[self.rank :: self.world_size]])
+        share = order[self.rank :: self.world_size][self.start * self.batch_size :]
+        return iter([(self.epoch, int(index)) for index in share])
 
     def _grouped(self, order: np.ndarray, portrait: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The order with global batches of one kind each, in random order; what is left over shares the last."""

@@ -80,7 +80,7 @@ def read_weights(path: str | Path, *, key: str = "ckpt") -> Weights:
         UserError: The file is missing, is not a checkpoint, or holds weights of neither kind.
     """
     path = Path(path).expanduser()
-    content = _load(path, key)
+    content = load_file(path, key)
     if isinstance(content, dict) and isinstance(content.get(CHECKPOINT_KEY), dict):
         ours = content[CHECKPOINT_KEY]
         if not isinstance(content.get("state_dict"), dict) or not {"categories", "config"} <= set(ours):
@@ -185,7 +185,7 @@ def load_backbone_weights(body: nn.Module, *, name: str, weights: str) -> None:
                 f"or set {key} to a local file, or to null for random weights"
             ) from None
     else:
-        state = _load(Path(weights).expanduser(), key)
+        state = load_file(Path(weights).expanduser(), key)
     expected = {n: v.shape for n, v in body.state_dict().items() if not n.startswith("fc.")}
     found = {n: v.shape for n, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
     wrong = [n for n, shape in expected.items() if found.get(n) != shape and not n.endswith("num_batches_tracked")]
@@ -194,11 +194,21 @@ def load_backbone_weights(body: nn.Module, *, name: str, weights: str) -> None:
     body.load_state_dict({n: v for n, v in state.items() if n in expected}, strict=False)
 
 
-def _load(path: Path, key: str) -> Any:
+def load_file(path: Path, key: str, *, mmap: bool = False) -> Any:
+    """What `torch.save` wrote, tensors and plain types alone.
+
+    Args:
+        path: The file.
+        key: The config key that named it, for messages.
+        mmap: Leave the tensors on the disk until they are used.
+
+    Raises:
+        UserError: The file is missing, is not a checkpoint, or is damaged.
+    """
     if not path.is_file():
         raise UserError(f"{key}={path}: no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
         raise UserError(
             f"{key}={path}: not a checkpoint, or one that holds more than tensors and plain types; "

@@ -50,8 +50,12 @@ class ProgressBar(RichProgressBar):
 class Speed(Callback):
     """Logs `perf/images_per_second` of the whole run, all devices together, every `log_every_n_steps`."""
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock: an epoch that is resumed in its middle has no start."""
+        self._images, self._since = 0, time.perf_counter()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, so that validation is not counted."""
+        """Start it again, so that validation is not counted."""
         self._images, self._since = 0, time.perf_counter()
 
     def on_train_batch_end(

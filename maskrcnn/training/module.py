@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ class MaskRCNNModule(LightningModule):
         optimizer: Makes the optimizer from parameter groups.
         schedule: Makes the schedule from the optimizer, total_steps and steps_per_epoch.
         config: Plain config that travels in the checkpoint.
+        seed: With step and rank, the source of every random draw of a training step.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class MaskRCNNModule(LightningModule):
         optimizer: Callable[..., Optimizer] | None = None,
         schedule: Callable[..., LRScheduler] | None = None,
         config: dict[str, Any] | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -51,6 +55,7 @@ class MaskRCNNModule(LightningModule):
         self._make_optimizer = optimizer
         self._make_schedule = schedule
         self._config = config or {}
+        self._seed = seed
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer over two parameter groups, and a schedule per step."""
@@ -63,6 +68,11 @@ class MaskRCNNModule(LightningModule):
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         schedule = self._make_schedule(optimizer, total_steps=int(total), steps_per_epoch=steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed what the step draws, such as the sampled anchors, so that a resumed run draws the same."""
+        source = (self._seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(source).generate_state(1, np.uint64)[0]))
 
     def training_step(self, batch: tuple[ImageBatch, list[dict[str, Tensor]]], _: int) -> Tensor:
         """Sum of the five losses."""

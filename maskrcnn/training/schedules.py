@@ -1,6 +1,7 @@
 """Learning-rate schedules, each a factor on `optim.lr` per optimizer step."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from torch.optim import Optimizer
@@ -26,16 +27,57 @@ def cosine(
         warmup_factor: Where the rise starts.
         floor: Factor at the end.
     """
+    return cosine_restarts(
+        optimizer,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        milestones=(),
+        warmup_epochs=warmup_epochs,
+        warmup_factor=warmup_factor,
+        floor=floor,
+    )
+
+
+def cosine_restarts(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    milestones: Sequence[float] = (8, 16),
+    gamma: float = 1.0,
+    warmup_epochs: float = 0.0,
+    warmup_factor: float = 0.001,
+    floor: float = 0.1,
+) -> LambdaLR:
+    """Half a cosine from 1 to `floor` up to each of `milestones` and the end (SGDR, eq. 5, restarts at fixed epochs).
+
+    Args:
+        optimizer: Whose learning rates are scheduled.
+        total_steps: Steps of the whole run.
+        steps_per_epoch: Steps of an epoch.
+        milestones: Epochs after which it starts again.
+        gamma: Factor on each further cosine.
+        warmup_epochs: Epochs of linear rise before the first.
+        warmup_factor: Where the rise starts.
+        floor: Factor at the end of each cosine.
+    """
     _check_warmup(warmup_epochs, warmup_factor)
     if not 0 <= floor <= 1:
         raise ValueError(f"floor must be between 0 and 1, got {floor}")
-    warmup = round(warmup_epochs * steps_per_epoch)
+    if not gamma > 0:
+        raise ValueError(f"gamma must be above 0, got {gamma}")
+    if any(not epoch > warmup_epochs for epoch in milestones):
+        raise ValueError(f"milestones must come after the warm-up ({warmup_epochs} epochs), got {list(milestones)}")
+    restarts = sorted(round(epoch * steps_per_epoch) for epoch in milestones)
+    starts = [round(warmup_epochs * steps_per_epoch), *(step for step in restarts if step < total_steps)]
+    ends = [*starts[1:], total_steps]
 
     def factor(step: int) -> float:
-        if step < warmup:
-            return _rise(step, warmup, warmup_factor)
-        progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        if step < starts[0]:
+            return _rise(step, starts[0], warmup_factor)
+        i = bisect_right(starts, step) - 1
+        progress = min((step - starts[i]) / max(ends[i] - starts[i], 1), 1.0)
+        return gamma**i * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     return LambdaLR(optimizer, factor)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from pytorch_lightning import Trainer
 
 from maskrcnn.config import build, config_folder
 from maskrcnn.data.augment import Augment
@@ -33,7 +34,10 @@ def shapes(shapes_root):
         draw = ShapesDrawing(train_images=14, val_images=11, image_size=64)
         data = DetectionDataModule(root=str(shapes_root), draw=draw, **settings)
         data.load(train=True)
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, num_devices=1, max_epochs=max_epochs)
+        loop = Trainer(max_epochs=max_epochs, logger=False, enable_checkpointing=False).fit_loop
+        data.trainer = SimpleNamespace(
+            global_rank=rank, world_size=world_size, num_devices=1, max_epochs=max_epochs, fit_loop=loop
+        )
         return data
 
     return make

@@ -149,3 +149,16 @@ def test_evaluation_batches_are_dealt_whole(num_images, world_size):
     assert sorted(index for batch in dealt for index in batch) == list(range(num_images))
     assert sorted(dealt) == dealt_batches(num_images, batch_size=3, rank=0, world_size=1)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"portrait": np.arange(11) % 3 == 0}, {"repeats": np.full(11, 1.4)}])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_resumed_epoch_is_the_rest_of_the_whole_one(world_size, settings):
+    for rank in range(world_size):
+        sampler = EpochSampler(11, batch_size=2, seed=3, rank=rank, world_size=world_size, **settings)
+        sampler.set_epoch(1)
+        order = list(sampler)
+        for start in range(len(order) // 2 + 1):
+            sampler.start = start
+            assert list(sampler) == order[start * 2 :]
+            assert len(sampler) == len(order)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from maskrcnn.training.schedules import cosine, multistep
+from maskrcnn.training.schedules import cosine, cosine_restarts, multistep
 
 LR = 0.02
 
@@ -48,6 +48,32 @@ def test_run_shorter_than_its_warmup_only_rises():
     factors = rates(cosine, total_steps=10, warmup_epochs=2, warmup_factor=0.1)
     assert factors == sorted(factors)
     assert max(factors) < 1
+
+
+def test_cosine_starts_again_at_each_milestone():
+    factors = rates(cosine_restarts, milestones=[6, 3.5], gamma=0.5, floor=0.2, warmup_epochs=1, warmup_factor=0.5)
+    assert factors[:10] == pytest.approx([0.5 + 0.5 * step / 10 for step in range(10)])
+    for i, (start, end) in enumerate([(10, 35), (35, 60), (60, 100)]):
+        expected = [0.2 + 0.4 * (1 + math.cos(math.pi * (step - start) / (end - start))) for step in range(start, end)]
+        assert factors[start:end] == pytest.approx([0.5**i * factor for factor in expected])
+    assert factors[100:] == pytest.approx([0.25 * 0.2] * 5)
+
+
+def test_restarts_after_the_end_do_nothing():
+    assert rates(cosine_restarts, milestones=[10, 12]) == rates(cosine)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gamma": 0.0}, "gamma must be"),
+        ({"milestones": [1], "warmup_epochs": 2}, "milestones must come"),
+        ({"floor": 2.0}, "floor must"),
+    ],
+)
+def test_restarts_check_their_settings(settings, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        rates(cosine_restarts, **settings)
 
 
 def test_multistep_drops_at_each_milestone():
