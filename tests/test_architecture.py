@@ -22,7 +22,8 @@ ROOMS = {
     "data": {"data", "ops", "errors"},
     "evaluation": {"evaluation", "data", "ops", "errors"},
     "training": {"training", "evaluation", "data", "models", "ops", "errors"},
-    "config": {"training", "models", "errors"},
+    "building": {"errors"},
+    "config": {"building", "training", "models", "errors"},
     "check_data": {"check_data", "config", "evaluation", "data", "errors"},
     "benchmark": {"benchmark", "config", "data", "models", "ops", "training", "evaluation", "errors"},
 }
@@ -32,7 +33,7 @@ ONLY_IN = {
     "hydra": {"config.py"},
     "omegaconf": {"config.py"},
     "albumentations": {"data/pixels.py"},
-    "pytorch_lightning": {"config.py", "data/datamodule.py", "training/*.py"},
+    "pytorch_lightning": {"building.py", "config.py", "data/datamodule.py", "training/*.py"},
     "tensorboard": set(),
     "rich": {"training/callbacks.py", "check_data/pictures.py"},
     "matplotlib": {"check_data/plots.py", "check_data/contact_sheet.py"},

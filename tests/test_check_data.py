@@ -84,7 +84,7 @@ def write_flawed(root: Path) -> None:
 WARNINGS = {
     ("pictures that cannot be read", "train", "damaged.png", 6, None),
     ("16-bit pictures that will look dark", "train", "dark.png", 3, None),
-    ("instances smaller than a pixel", "train", "a.png", 4, 14),
+    ("instances smaller than augment.min_side", "train", "a.png", 4, 14),
     ("boxes that do not fit their outline", "train", "dark.png", 3, 13),
     ("pictures listed twice", "train", "a.png", 1, None),
     ("pictures of an extreme size", "train", "strip.png", 5, None),
@@ -326,7 +326,8 @@ def test_the_data_module_has_the_last_word(sound, tmp_path):
 def test_nothing_to_check_is_one_line(tmp_path):
     outcome, _ = check(tmp_path / "report", tmp_path / "nowhere")
     assert outcome.code == 1
-    assert outcome.err == f"error: data.root={tmp_path / 'nowhere'}: no such folder\n"
+    assert outcome.err.startswith(f"error: data.root={tmp_path / 'nowhere'}: no such folder. For COCO, ")
+    assert outcome.err.count("\n") == 1
 
 
 def test_a_class_of_the_users_own(sound, tmp_path, monkeypatch):

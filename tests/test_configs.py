@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from pycocotools.coco import COCO
 
-from maskrcnn.config import BUILDABLE, _locate, config_folder
+from maskrcnn.building import BUILDABLE, _locate
+from maskrcnn.config import config_folder
 from maskrcnn.data.shapes import draw_shapes
 from maskrcnn.models.mask_rcnn import LOSSES
 from tests.cli_tools import TRIAL, run
@@ -29,7 +30,6 @@ BY_CODE = {
     "maskrcnn.models.roi_heads.BoxHead": {"in_channels", "num_classes"},
     "maskrcnn.models.roi_heads.MaskHead": {"in_channels", "num_classes"},
     "maskrcnn.training.schedules.cosine": {"optimizer", "total_steps", "steps_per_epoch"},
-    "maskrcnn.training.schedules.cosine_restarts": {"optimizer", "total_steps", "steps_per_epoch"},
     "maskrcnn.training.schedules.multistep": {"optimizer", "total_steps", "steps_per_epoch"},
 }
 
@@ -93,6 +93,7 @@ INTENDED: dict[str, dict[str, Any]] = {
     "optim/adam": {"lr": 1e-4, "weight_decay": 1e-4},
     "optim/adamw": {"lr": 1e-4, "weight_decay": 0.05},
     "optim/sgd": {"lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4},
+    "schedule/cosine_restarts": {"milestones": [8, 16]},
     "trainer/default": {
         "max_epochs": 24,
         "precision": "32-true",

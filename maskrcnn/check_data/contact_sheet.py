@@ -97,10 +97,9 @@ def _cell(sample: Sample, names: list[str], title: str) -> np.ndarray:
 
 
 def _trace(canvas: np.ndarray, outline: Outline, name: str) -> None:
-    region = np.concatenate((np.floor(outline.box[:2]), np.ceil(outline.box[2:]))).astype(int)
-    contours, _ = cv2.findContours(
-        outline.raster(region).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=region[:2].tolist()
-    )
+    covered = outline.raster(outline.region).astype(np.uint8)
+    corner = outline.region[:2].tolist()
+    contours, _ = cv2.findContours(covered, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=corner)
     cv2.drawContours(canvas, contours, -1, class_color(name), 1, cv2.LINE_AA)
 
 

@@ -12,7 +12,6 @@ from maskrcnn.data.datamodule import DetectionDataModule
 from maskrcnn.errors import UserError
 
 _MIN_IOU = 0.5  # of the box of an annotation with that of its outline
-_MIN_SIDE = 1.0  # px; training leaves out what is smaller
 _NARROW = 32  # px; a picture with a shorter side is extreme,
 _ELONGATED = 10  # as is one with sides in this proportion
 _HUGE = 50_000_000  # or with more pixels than this
@@ -23,7 +22,7 @@ def find_problems(data: DetectionDataModule, splits: list[CheckedSplit]) -> list
     findings: list[Finding] = []
     for split in splits:
         findings += split.findings
-        findings += _of_instances(split, allow_boxes_only=data.allow_boxes_only)
+        findings += _of_instances(split, data)
         findings += _of_images(split)
         findings += [
             Finding("warning", "notes on annotations", split.name, f"{split.annotations.source}: {note}")
@@ -47,10 +46,10 @@ def try_to_start(data: DetectionDataModule, findings: list[Finding]) -> list[Fin
     return []
 
 
-def _of_instances(split: CheckedSplit, *, allow_boxes_only: bool) -> Iterator[Finding]:
+def _of_instances(split: CheckedSplit, data: DetectionDataModule) -> Iterator[Finding]:
     annotations, counted = split.annotations, split.content.counted
     image_of = np.repeat(np.arange(len(annotations.image_ids)), np.diff(annotations.first_instance))
-    bare: Literal["error", "warning"] = "warning" if allow_boxes_only or split.name == "test" else "error"
+    bare: Literal["error", "warning"] = "warning" if data.allow_boxes_only or split.name == "test" else "error"
 
     def found(rows: np.ndarray, kind: str, message: str, grade: Literal["error", "warning"] = "warning") -> Iterator:
         for row in np.flatnonzero(rows).tolist():
@@ -58,12 +57,12 @@ def _of_instances(split: CheckedSplit, *, allow_boxes_only: bool) -> Iterator[Fi
             text = f"has annotation {id}, {message.format(*annotations.boxes[row])}"
             yield split.about_image(int(image_of[row]), text, grade=grade, kind=kind, annotation_id=id)
 
-    hint = "it teaches no mask" if allow_boxes_only else "add it, or set data.allow_boxes_only=true"
+    hint = "it teaches no mask" if data.allow_boxes_only else "add it, or set data.allow_boxes_only=true"
     what = f"which has only a box, no outline: {hint}"
     yield from found(counted & ~annotations.has_outline, "annotations without an outline", what, bare)
-    tiny = counted & (annotations.boxes[:, 2:].min(axis=1, initial=np.inf) < _MIN_SIDE)
-    what = "smaller than a pixel ({2:.3g} x {3:.3g}): training leaves it out"
-    yield from found(tiny, "instances smaller than a pixel", what)
+    tiny = counted & (annotations.boxes[:, 2:].min(axis=1, initial=np.inf) < data.augment.min_side)
+    what = "smaller than augment.min_side ({2:.3g} x {3:.3g}): training leaves it out unless it is enlarged"
+    yield from found(tiny, "instances smaller than augment.min_side", what)
     sizes = annotations.sizes[image_of]
     apart = counted & annotations.has_outline & (_box_iou(annotations, sizes) < _MIN_IOU)
     what = "whose box {0:.6g}, {1:.6g}, {2:.6g}, {3:.6g} is not that of its outline (IoU below 0.5)"

@@ -85,10 +85,7 @@ def read_splits(data: DetectionDataModule) -> tuple[list[CheckedSplit], list[Fin
     Raises:
         UserError: There is nothing to check: no folder, no such class, neither split can be read.
     """
-    if data.draw is not None:
-        data.draw(data.root)
-    elif not data.root.is_dir():
-        raise UserError(f"data.root={data.root}: no such folder")
+    data.prepare_files()
     splits: list[CheckedSplit] = []
     findings: list[Finding] = []
     for name in ("train", "val", "test"):

@@ -4,15 +4,17 @@ training batch    (ImageBatch of uint8 [B, 3, H, W], list of B targets)
 evaluation batch  (list of B uint8 [3, h, w], list of B image ids)
 """
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from maskrcnn.data.augment import TrainTransform
 from maskrcnn.data.sample import Target, to_target, to_tensor
+from maskrcnn.data.samplers import EpochSampler
 from maskrcnn.data.split import Split
 from maskrcnn.ops.image_batch import ImageBatch, pad_images
 
@@ -45,6 +47,33 @@ class TrainDataset(Dataset[tuple[Tensor, Target]]):
         rng = np.random.default_rng([self.seed, epoch, index])
         sample = self.transform(self.split, index, rng, mixing=epoch < self.mixing_epochs)
         return to_tensor(sample.image), to_target(sample, mask_size=self.mask_size)
+
+
+class TrainLoader(DataLoader):
+    """Training batches; in an epoch that is resumed, those that are left of it.
+
+    Args:
+        options: Of `DataLoader`; the sampler is an `EpochSampler`.
+        consumed: Tells how many batches of the epoch were trained on before this process began.
+    """
+
+    def __init__(self, *, consumed: Callable[[], int], **options: Any) -> None:
+        super().__init__(**options)
+        self._consumed = consumed
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """The batches."""
+        # A generator: Lightning asks for the iterator before it knows the epoch and how far the epoch has got.
+        if isinstance(self.sampler, EpochSampler):  # trainer.overfit_batches brings its own
+            self.sampler.start = self._consumed()
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the Trainer's own progress tells where to go on. Lightning takes a loader with this as resumable."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
 
 
 class EvaluationDataset(Dataset[tuple[Tensor, int]]):

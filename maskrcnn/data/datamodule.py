@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from maskrcnn.data.augment import Augment, TrainTransform
-from maskrcnn.data.batches import EvaluationDataset, TrainDataset, collate_evaluation, collate_train
+from maskrcnn.data.batches import EvaluationDataset, TrainDataset, TrainLoader, collate_evaluation, collate_train
 from maskrcnn.data.coco import CocoDataset
 from maskrcnn.data.dataset import InstanceDataset
 from maskrcnn.data.layout import Files, find_files
@@ -25,33 +25,6 @@ from maskrcnn.data.split import Split
 from maskrcnn.errors import UserError
 
 log = logging.getLogger(__name__)
-
-
-class TrainLoader(DataLoader):
-    """Training batches; in an epoch that is resumed, those that are left of it.
-
-    Args:
-        options: Of `DataLoader`; the sampler is an `EpochSampler`.
-        consumed: Tells how many batches of the epoch were trained on before this process began.
-    """
-
-    def __init__(self, *, consumed: Callable[[], int], **options: Any) -> None:
-        super().__init__(**options)
-        self._consumed = consumed
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """The batches."""
-        # A generator: Lightning asks for the iterator before it knows the epoch and how far the epoch has got.
-        if isinstance(self.sampler, EpochSampler):  # trainer.overfit_batches brings its own
-            self.sampler.start = self._consumed()
-        yield from super().__iter__()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the Trainer's own progress tells where to go on. Lightning takes a loader with this as resumable."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
 
 
 class DetectionDataModule(LightningDataModule):
@@ -177,7 +150,7 @@ class DetectionDataModule(LightningDataModule):
         """
         if evaluate not in (None, *self.named_files):
             raise UserError(f"split={evaluate}: must be one of {', '.join(self.named_files)}")
-        self._prepare_files()
+        self.prepare_files()
         if train:
             split = _annotated(self._split("train"))
             split = split.subset(split.instances_per_image > 0) if self.remove_blank else split
@@ -271,7 +244,12 @@ class DetectionDataModule(LightningDataModule):
         self._open[files] = dataset
         return dataset
 
-    def _prepare_files(self) -> None:
+    def prepare_files(self) -> None:
+        """Draw the data set, where it draws itself.
+
+        Raises:
+            UserError: There is no such folder.
+        """
         if self.draw is not None:
             self.draw(self.root)
         elif not self.root.is_dir():

@@ -99,9 +99,11 @@ class Split:
     def instances(self, index: int) -> tuple[list[Outline], np.ndarray]:
         """Outlines inside the picture, and labels int64 [n]."""
         height, width = self.size(index)
-        outline = self.dataset.annotations.outline
-        window = (0, 0, width, height)
-        return [outline(instance).clip(window) for instance in self._instances(index)], self._labels(index)
+        annotations = self.dataset.annotations
+        first, last = annotations.first_instance[self.positions[index] :][:2]
+        numbers = first + np.flatnonzero(self.counted[first:last])
+        outlines = [annotations.outline(number).clip((0, 0, width, height)) for number in numbers]
+        return outlines, self._label_of[annotations.labels[numbers]]
 
     def read(self, index: int, *, shrink: int = 1) -> np.ndarray:
         """The pixels, uint8 [ceil(H / shrink), ceil(W / shrink), 3].
@@ -122,13 +124,6 @@ class Split:
     def _counted_before(self) -> np.ndarray:
         """How many instances count before instance 0..M."""
         return np.concatenate(([0], np.cumsum(self.counted)))
-
-    def _instances(self, index: int) -> np.ndarray:
-        first, last = self.dataset.annotations.first_instance[self.positions[index] :][:2]
-        return first + np.flatnonzero(self.counted[first:last])
-
-    def _labels(self, index: int) -> np.ndarray:
-        return self._label_of[self.dataset.annotations.labels[self._instances(index)]]
 
 
 def _chosen(categories: list[dict[str, Any]], classes: Sequence[str] | None, *, source: str) -> list[dict[str, Any]]:

@@ -13,49 +13,19 @@ def cosine(
     *,
     total_steps: int,
     steps_per_epoch: int,
-    warmup_epochs: float = 0.0,
-    warmup_factor: float = 0.001,
-    floor: float = 0.1,
-) -> LambdaLR:
-    """Half a cosine from 1 to `floor` over the run (SGDR, eq. 5, without restarts).
-
-    Args:
-        optimizer: Whose learning rates are scheduled.
-        total_steps: Steps of the whole run.
-        steps_per_epoch: Steps of an epoch.
-        warmup_epochs: Epochs of linear rise before it.
-        warmup_factor: Where the rise starts.
-        floor: Factor at the end.
-    """
-    return cosine_restarts(
-        optimizer,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-        milestones=(),
-        warmup_epochs=warmup_epochs,
-        warmup_factor=warmup_factor,
-        floor=floor,
-    )
-
-
-def cosine_restarts(
-    optimizer: Optimizer,
-    *,
-    total_steps: int,
-    steps_per_epoch: int,
-    milestones: Sequence[float] = (8, 16),
+    milestones: Sequence[float] = (),
     gamma: float = 1.0,
     warmup_epochs: float = 0.0,
     warmup_factor: float = 0.001,
     floor: float = 0.1,
 ) -> LambdaLR:
-    """Half a cosine from 1 to `floor` up to each of `milestones` and the end (SGDR, eq. 5, restarts at fixed epochs).
+    """Half a cosine from 1 to `floor` over the run, or up to each of `milestones` and the end (SGDR, eq. 5).
 
     Args:
         optimizer: Whose learning rates are scheduled.
         total_steps: Steps of the whole run.
         steps_per_epoch: Steps of an epoch.
-        milestones: Epochs after which it starts again.
+        milestones: Epochs after which it starts again; none for a single one.
         gamma: Factor on each further cosine.
         warmup_epochs: Epochs of linear rise before the first.
         warmup_factor: Where the rise starts.

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from maskrcnn.training.schedules import cosine, cosine_restarts, multistep
+from maskrcnn.training.schedules import cosine, multistep
 
 LR = 0.02
 
@@ -51,7 +51,7 @@ def test_run_shorter_than_its_warmup_only_rises():
 
 
 def test_cosine_starts_again_at_each_milestone():
-    factors = rates(cosine_restarts, milestones=[6, 3.5], gamma=0.5, floor=0.2, warmup_epochs=1, warmup_factor=0.5)
+    factors = rates(cosine, milestones=[6, 3.5], gamma=0.5, floor=0.2, warmup_epochs=1, warmup_factor=0.5)
     assert factors[:10] == pytest.approx([0.5 + 0.5 * step / 10 for step in range(10)])
     for i, (start, end) in enumerate([(10, 35), (35, 60), (60, 100)]):
         expected = [0.2 + 0.4 * (1 + math.cos(math.pi * (step - start) / (end - start))) for step in range(start, end)]
@@ -60,7 +60,7 @@ def test_cosine_starts_again_at_each_milestone():
 
 
 def test_restarts_after_the_end_do_nothing():
-    assert rates(cosine_restarts, milestones=[10, 12]) == rates(cosine)
+    assert rates(cosine, milestones=[10, 12]) == rates(cosine)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_restarts_after_the_end_do_nothing():
 )
 def test_restarts_check_their_settings(settings, message):
     with pytest.raises(ValueError, match=f"^{message}"):
-        rates(cosine_restarts, **settings)
+        rates(cosine, **settings)
 
 
 def test_multistep_drops_at_each_milestone():
