@@ -4,13 +4,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from maskrcnn.config import build, build_trainer, command
+from maskrcnn.config import build, command, plain
 from maskrcnn.errors import UserError
-from maskrcnn.evaluation.coco import score
+from maskrcnn.evaluation.coco import score_classes
 from maskrcnn.evaluation.results import match_categories, read_results
 from maskrcnn.models.weights import load_weights, read_weights
-from maskrcnn.training.callbacks import write_report, write_scores
 from maskrcnn.training.module import MaskRCNNModule
+from maskrcnn.training.report import write_report, write_scores
+from maskrcnn.training.trainer import build_trainer
 
 
 @command("evaluate", owned_by_checkpoint=True)
@@ -26,8 +27,8 @@ def main(cfg: DictConfig) -> float | None:
         if ground_truth is None:
             raise UserError(f"predictions: split={cfg.split} has no annotations to score them with")
         results, kinds = read_results(Path(cfg.predictions).expanduser(), ground_truth)
-        scores = score(ground_truth, results, image_ids=data.val_image_ids, kinds=kinds)
-        write_scores(folder, scores, images=len(data.val_image_ids))
+        scores, classes = score_classes(ground_truth, results, image_ids=data.val_image_ids, kinds=kinds)
+        write_scores(folder, scores, classes, images=len(data.val_image_ids))
         return scores.get("mask", scores.get("box", {})).get("ap")
 
     weights = read_weights(cfg.ckpt)
@@ -39,7 +40,7 @@ def main(cfg: DictConfig) -> float | None:
     module = MaskRCNNModule(
         model=model, categories=weights.categories, category_ids=category_ids, ground_truth=ground_truth
     )
-    trainer = build_trainer(cfg)
+    trainer = build_trainer(plain(cfg))
     trainer.validate(module, datamodule=data, verbose=False)
     write_report(trainer, module, predictions=True)
     return module.scores.get("mask", {}).get("ap")

@@ -4,19 +4,25 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 from pytorch_lightning import seed_everything
+from pytorch_lightning.utilities import rank_zero_only
 
-from maskrcnn.config import build, build_trainer, command, plain
+from maskrcnn.config import build, command, plain
 from maskrcnn.models.weights import init_weights, read_weights
-from maskrcnn.training.callbacks import announce, conclude
 from maskrcnn.training.checkpoints import read_training_state
-from maskrcnn.training.loggers import continue_curves
+from maskrcnn.training.interruption import stoppable
+from maskrcnn.training.loggers import start_curves
 from maskrcnn.training.module import MaskRCNNModule
+from maskrcnn.training.report import conclude
+from maskrcnn.training.slurm import requeued_checkpoint
+from maskrcnn.training.summary import announce
+from maskrcnn.training.trainer import build_trainer
 
 
 @command("train", resumable=True)
 def main(cfg: DictConfig) -> float | None:
     """Compose, build, fit; returns the mask AP of the last validation, which a sweep maximises."""
     trust = cfg.trust
+    cfg.resume = cfg.resume or requeued_checkpoint(Path(cfg.trainer.default_root_dir))
     data = build(cfg.data, key="data", trust=trust)
     seed_everything(cfg.seed, workers=True, verbose=False)
     data.load(train=True)
@@ -26,9 +32,12 @@ def main(cfg: DictConfig) -> float | None:
         cfg.model.backbone.weights = None  # they come with the others
     model = build(cfg.model, key="model", trust=trust)
     cfg.model.backbone.weights = None  # from here on they are in the checkpoint
+    if cfg.compile is not False:
+        model.compile_features(cfg.compile)
     if cfg.init is not None and cfg.resume is None:
         fresh = init_weights(model, read_weights(cfg.init, key="init"), class_names=data.class_names)
-        print(f"init={cfg.init}: {'all weights taken over' if not fresh else 'not taken from it: ' + ', '.join(fresh)}")
+        taken = f"not taken from it: {', '.join(fresh)}" if fresh else "all weights taken over"
+        rank_zero_only(print)(f"init={cfg.init}: {taken}")
 
     module = MaskRCNNModule(
         model=model,
@@ -36,14 +45,15 @@ def main(cfg: DictConfig) -> float | None:
         ground_truth=data.ground_truth,
         optimizer=build(cfg.optim, key="optim", trust=trust),
         schedule=build(cfg.schedule, key="schedule", trust=trust),
+        batch_size=data.batch_size,
         config=plain(cfg),
         seed=cfg.seed,
     )
-    trainer = build_trainer(cfg)
+    trainer = build_trainer(plain(cfg))
     announce(trainer, module, data)
-    if done is not None:
-        continue_curves(trainer, done)
-    trainer.fit(module, datamodule=data, ckpt_path=cfg.resume, weights_only=True)
+    start_curves(trainer, plain(cfg), first_step=done)
+    with stoppable():
+        trainer.fit(module, datamodule=data, ckpt_path=cfg.resume, weights_only=True)
     if cfg.resume is not None and not module.scores:
         trainer.validate(module, datamodule=data, verbose=False)  # the run was killed behind its last validation
     return conclude(trainer, module)

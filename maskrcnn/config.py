@@ -1,11 +1,10 @@
 """Between the command line and the objects: the only module of the package that knows Hydra and OmegaConf."""
 
-import logging
 import re
 import shutil
+import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -15,16 +14,27 @@ import hydra
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import OutOfMemoryError
 
 from maskrcnn.building import build as build_plain
 from maskrcnn.building import one_line
 from maskrcnn.errors import UserError
+from maskrcnn.launch import GRACE, check_multirun, is_child, job, job_folder, run_stamp, watch_parent
 from maskrcnn.models.weights import Weights, read_weights
-from maskrcnn.training.checkpoints import AtomicCheckpointIO, newest_checkpoint, newest_run, read_training_state
+from maskrcnn.sweep import check_plugins
+from maskrcnn.training.checkpoints import (
+    full_disk_in_words,
+    newest_checkpoint,
+    newest_run,
+    read_training_state,
+)
+from maskrcnn.training.guard import REPORT
 
 # Keys whose values are paths: quoted before Hydra parses them, since Hydra's grammar claims = , [ ] ~ and spaces.
 PATH_KEYS = frozenset(
@@ -65,18 +75,29 @@ def command(
 
             @wraps(task)
             def guarded(cfg: DictConfig) -> Any:
+                run = Path(HydraConfig.get().runtime.output_dir)
                 try:
-                    return task(cfg)
-                except (UserError, MisconfigurationException, OmegaConfBaseException) as error:
-                    _remove_unused(Path(HydraConfig.get().runtime.output_dir), since=started)
+                    with job(run), full_disk_in_words(run):
+                        return task(cfg)
+                except KeyboardInterrupt:
+                    raise SystemExit(128 + signal.SIGINT) from None
+                except (UserError, MisconfigurationException, OmegaConfBaseException, OutOfMemoryError) as error:
+                    if HydraConfig.get().mode is RunMode.MULTIRUN and _rank() == 0:
+                        raise CompactHydraException(f"error: {one_line(error)}") from error  # the next job is due
+                    _remove_unused(run, since=started)
                     _exit(error)
 
             try:
                 arguments = [quote_path(argument) for argument in sys.argv[1:]]
-                if owned_by_checkpoint:
-                    arguments = add_checkpoint_options(arguments)
+                check_plugins(arguments)
+                check_multirun(arguments)
                 folder, name = config_folder(), config_name
-                if resumable:
+                if is_child():
+                    watch_parent()
+                    folder, name, arguments = child_config()
+                elif owned_by_checkpoint:
+                    arguments = add_checkpoint_options(arguments)
+                elif resumable:
                     folder, name, arguments = primary_config(config_name, arguments)
             except UserError as error:
                 _exit(error)
@@ -89,16 +110,19 @@ def command(
 
 
 def native_precision() -> str:
-    """`bf16-mixed` where the GPU, or else the CPU, computes in bfloat16 by itself, `32-true` elsewhere."""
+    """`bf16-mixed` where the GPU, or else the CPU, computes in bfloat16 by itself; else `16-mixed`, or `32-true`."""
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
         native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
-    return "bf16-mixed" if native else "32-true"
+    if native:
+        return "bf16-mixed"
+    return "16-mixed" if torch.cuda.is_available() else "32-true"
 
 
 OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
+OmegaConf.register_new_resolver("run_stamp", run_stamp, use_cache=True, replace=True)  # one for all jobs of a sweep
 
 
 def config_folder() -> Path:
@@ -187,6 +211,14 @@ def primary_config(config_name: str, arguments: list[str]) -> tuple[Path, str, l
     return run / ".hydra", "config", kept[:first] + added + kept[first:]
 
 
+def child_config() -> tuple[Path, str, list[str]]:
+    """The same for a process that a run started for a further device: what the run is composed of, in its folder."""
+    run = job_folder()
+    assert run
+    arguments = [quote_path(f"hydra.run.dir={run}"), "hydra.output_subdir=null", "hydra/job_logging=stdout"]
+    return run / ".hydra", "config", arguments
+
+
 def _store_options(weights: Weights) -> None:
     store = ConfigStore.instance()
     model = _node(weights.config, "model", weights)
@@ -219,34 +251,6 @@ def build(node: Any, *, key: str, trust: Sequence[str] = (), **extra: Any) -> An
     return build_plain(plain(node) if isinstance(node, DictConfig) else node, key=key, trust=trust, **extra)
 
 
-def build_trainer(cfg: DictConfig) -> Trainer:
-    """The Trainer with its callbacks, checkpoints and loggers.
-
-    Raises:
-        UserError: One of them refuses an argument.
-    """
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # chatter, advertisements
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # between two libraries
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run's
-    warnings.filterwarnings("ignore", message=".*self.log\\('val/.*sync_dist=True")  # equal on all ranks already
-    callbacks = build(cfg.callbacks, key="callbacks", trust=cfg.trust)
-    if not cfg.trainer.enable_progress_bar:
-        callbacks.pop("progress_bar", None)  # Lightning refuses a bar that it is told to leave out
-    if cfg.get("ema"):
-        callbacks["ema"] = build(cfg.ema, key="ema", trust=cfg.trust)
-    if "checkpoint" in cfg and cfg.trainer.enable_checkpointing:
-        callbacks |= build(cfg.checkpoint, key="checkpoint", trust=cfg.trust)
-        callbacks.pop("every_n_steps", None)  # a number that the savers refer to
-    loggers = build(cfg.logger, key="logger", trust=cfg.trust)
-    return build(
-        cfg.trainer,
-        key="trainer",
-        callbacks=list(callbacks.values()),
-        logger=list(loggers.values()),
-        plugins=[AtomicCheckpointIO()],
-    )
-
-
 def _unquote(value: str) -> str:
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         return re.sub(r"(\\+)('|$)", lambda m: "\\" * (len(m[1]) // 2) + m[2], value[1:-1])
@@ -255,15 +259,18 @@ def _unquote(value: str) -> str:
 
 def _remove_unused(folder: Path, *, since: float) -> None:
     """Remove the folder of a run that never got anywhere, unless something in it is older or of value."""
-    if not folder.is_dir() or any(folder.glob("checkpoints/*")):
+    if _rank() or not folder.is_dir() or any(folder.glob("checkpoints/*")) or (folder / REPORT).exists():
         return
     if all(entry.stat().st_mtime >= since - 1 for entry in folder.rglob("*")):
         shutil.rmtree(folder)
-        sweep = folder.parent
-        if list(sweep.iterdir()) == [sweep / "multirun.yaml"]:
-            shutil.rmtree(sweep)
+
+
+def _rank() -> int:
+    return rank_zero_only.rank  # type: ignore[attr-defined]
 
 
 def _exit(error: BaseException) -> None:
+    if _rank():
+        time.sleep(GRACE)  # rank 0 ends this process meanwhile if it says the same
     print(f"error: {one_line(error)}", file=sys.stderr)
     raise SystemExit(1)

@@ -43,6 +43,7 @@ TINY = (
     *TINY_DATA,
     "trainer.accelerator=cpu",
     "trainer.devices=1",
+    "trainer.precision=32-true",
     "trainer.num_sanity_val_steps=0",
 )
 TRIAL = (*TINY, "trainer.fast_dev_run=true")

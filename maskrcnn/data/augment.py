@@ -158,7 +158,8 @@ class TrainTransform:
             labels.append(kept)
             image = source.read(i, shrink=patch.shrink)
             patch.draw(canvas, self.augment.color(patch.needed(image), rng))
-        return Sample(canvas, outlines, np.concatenate(labels), source.image_id(index))
+        partners = tuple(source.image_id(i) for i, _ in patches if i != index)
+        return Sample(canvas, outlines, np.concatenate(labels), source.image_id(index), partners)
 
     def _place(self, size: Size, rng: np.random.Generator) -> Placement:
         """Where a single picture of `size` goes."""

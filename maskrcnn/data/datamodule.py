@@ -2,9 +2,11 @@
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import cv2
@@ -339,6 +341,15 @@ class DetectionDataModule(LightningDataModule):
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the processes share the cores already
+    # A terminal, Slurm and torchrun signal all processes; the one that trains still needs batches to end in order.
+    for one in signal.Signals:
+        if one.name in ("SIGINT", "SIGUSR1"):
+            signal.signal(one, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ignore_once)
+
+
+def _ignore_once(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signum, signal.SIG_DFL)
 
 
 def _annotated(split: Split) -> Split:

@@ -85,6 +85,7 @@ class MixUp:
             first.outlines + second.outlines,
             np.concatenate((first.labels, second.labels)),
             first.image_id,
+            (*first.partners, second.image_id, *second.partners),
         )
 
 
@@ -132,7 +133,13 @@ class CopyPaste:
             if cut is outline or remains(outline, cut)
         ]
         outlines, labels = zip(*kept, *pasted, strict=True)
-        return replace(base, image=image, outlines=list(outlines), labels=np.array(labels, dtype=np.int64))
+        return replace(
+            base,
+            image=image,
+            outlines=list(outlines),
+            labels=np.array(labels, dtype=np.int64),
+            partners=(*base.partners, other.image_id, *other.partners),
+        )
 
 
 def _extended(image: np.ndarray, size: Size, fill: tuple[int, ...]) -> np.ndarray:

@@ -20,12 +20,14 @@ class Sample:
         outlines: What each of the N instances covers, clipped to the picture.
         labels: int64 [N], 1..K.
         image_id: The data set's own id.
+        partners: Ids of the other pictures that were mixed in.
     """
 
     image: np.ndarray
     outlines: list[Outline]
     labels: np.ndarray
     image_id: int
+    partners: tuple[int, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -34,10 +36,10 @@ class Sample:
 
 
 def to_target(sample: Sample, *, mask_size: int) -> Target:
-    """The dict the model trains on: boxes, labels, masks, has_mask, image_id.
+    """The dict the model trains on: boxes, labels, masks, has_mask, and the image_ids it is made of.
 
     Masks are uint8 [N, mask_size, mask_size], each cropped to its own box; has_mask bool [N] is False where only
-    the box is known.
+    the box is known. image_ids is int64, the picture's own id first.
     """
     boxes = np.array([outline.box for outline in sample.outlines], dtype=np.float32).reshape(-1, 4)
     masks = np.zeros((len(boxes), mask_size, mask_size), dtype=np.uint8)
@@ -48,7 +50,7 @@ def to_target(sample: Sample, *, mask_size: int) -> Target:
         "labels": torch.from_numpy(sample.labels),
         "masks": torch.from_numpy(masks),
         "has_mask": torch.tensor([not outline.box_only for outline in sample.outlines], dtype=torch.bool),
-        "image_id": torch.tensor(sample.image_id),
+        "image_ids": torch.tensor([sample.image_id, *sample.partners]),
     }
 
 

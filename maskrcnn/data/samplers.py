@@ -104,6 +104,9 @@ def repeat_factors(labels: np.ndarray, first_instance: np.ndarray, *, threshold:
 
 
 def dealt_batches(num_images: int, *, batch_size: int, rank: int, world_size: int) -> list[list[int]]:
-    """One rank's evaluation batches: formed once from the data set and dealt whole, so that none is repeated."""
+    """One rank's evaluation batches: formed once from the data set and dealt whole, so that none is repeated.
+
+    But for a rank that would go without: Lightning's loop needs a batch, so it gets the first, which counts once.
+    """
     batches = [list(range(first, min(first + batch_size, num_images))) for first in range(0, num_images, batch_size)]
-    return batches[rank::world_size]
+    return batches[rank::world_size] or batches[:1]

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from faster_coco_eval import COCO, COCOeval_faster
 from torchmetrics import Metric
 
+from maskrcnn.evaluation.analysis import ClassScore, class_ap, class_scores
 from maskrcnn.evaluation.regions import to_rle, without_void
 from maskrcnn.evaluation.voc import has_void, voc_scores
 
@@ -65,21 +66,33 @@ def score(
         For each kind the twelve METRICS, in [0, 1], or -1 where there is no ground truth of that size. Where
         images have void pixels, as in VOC, "voc" holds VOC's own numbers, see ``voc_scores``.
     """
+    return score_classes(ground_truth, results, image_ids=image_ids, kinds=kinds)[0]
+
+
+def score_classes(
+    ground_truth: dict[str, Any],
+    results: list[dict[str, Any]],
+    *,
+    image_ids: Iterable[int] | None = None,
+    kinds: Iterable[str] = tuple(KINDS),
+) -> tuple[dict[str, dict[str, float]], list[ClassScore]]:
+    """The numbers of ``score``, and those of each class from the same pass."""
     kinds = tuple(kinds)
     complete = _complete(ground_truth)
     scored = sorted(_sizes(ground_truth) if image_ids is None else set(image_ids))
     numbers: dict[str, dict[str, float]] = {}
+    by_class: dict[str, dict[int, tuple[float, float]]] = {}
     pair: tuple[COCO, COCO] | None = None
     for kind in kinds:
         if kind == "mask" and _needs_care(complete):
             masks = without_void(results, complete["images"])
-            numbers[kind] = _twelve_numbers(*_index(_boxes_as_crowds(complete), masks), KINDS[kind], scored)
+            used = _index(_boxes_as_crowds(complete), masks)
         else:
-            pair = pair or _index(complete, results)
-            numbers[kind] = _twelve_numbers(*pair, KINDS[kind], scored)
+            used = pair = pair or _index(complete, results)
+        numbers[kind], by_class[kind] = _evaluate(*used, KINDS[kind], scored)
     if has_void(ground_truth):
         numbers["voc"] = voc_scores(ground_truth, results, image_ids=scored, kinds=kinds)
-    return numbers
+    return numbers, class_scores(ground_truth, scored, by_class)
 
 
 def format_table(numbers: dict[str, float], kind: str) -> str:
@@ -98,8 +111,8 @@ class CocoMetric(Metric):
     """Collects the results of a validation run and scores them once, over all ranks.
 
     After ``compute()``, ``image_ids`` (ascending) and ``results`` (by image, best score first) hold what was
-    scored, on every rank. An image that came more than once counts the first time only, so the images that a
-    distributed sampler repeats to fill its last round do no harm.
+    scored, and ``classes`` the scores of each class, on every rank. An image that came more than once counts the
+    first time only, so the images that a distributed sampler repeats to fill its last round do no harm.
     """
 
     def __init__(self, ground_truth: dict[str, Any] | None) -> None:
@@ -110,6 +123,7 @@ class CocoMetric(Metric):
         self._by_image: dict[int, list[dict[str, Any]]] = {}
         self.image_ids: list[int] = []
         self.results: list[dict[str, Any]] = []
+        self.classes: list[ClassScore] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CocoMetric:
         """An empty metric on the same ground truth: that may be large, and nobody changes it."""
@@ -143,17 +157,18 @@ class CocoMetric(Metric):
         self.image_ids = sorted(merged)
         self.results = [result for image_id in self.image_ids for result in _best_first(merged[image_id])]
 
-        numbers: list[dict[str, dict[str, float]]] = [{}]
+        scores: list[tuple[dict[str, dict[str, float]], list[ClassScore]]] = [({}, [])]
         if self._ground_truth is not None and (not distributed or dist.get_rank() == 0):
-            numbers = [score(self._ground_truth, self.results, image_ids=self.image_ids)]
+            scores = [score_classes(self._ground_truth, self.results, image_ids=self.image_ids)]
         if distributed:
-            dist.broadcast_object_list(numbers, src=0)
-        return numbers[0]
+            dist.broadcast_object_list(scores, src=0)
+        numbers, self.classes = scores[0]
+        return numbers
 
     def reset(self) -> None:
         """Forgets all batches."""
         super().reset()
-        self._by_image, self.image_ids, self.results = {}, [], []
+        self._by_image, self.image_ids, self.results, self.classes = {}, [], [], []
 
 
 def _silent(*_: object) -> None:
@@ -224,13 +239,17 @@ class _Evaluation(COCOeval_faster):
                 annotation["ignore"] = 1
 
 
-def _twelve_numbers(truth: COCO, detections: COCO, iou_type: str, image_ids: list[int]) -> dict[str, float]:
+def _evaluate(
+    truth: COCO, detections: COCO, iou_type: str, image_ids: list[int]
+) -> tuple[dict[str, float], dict[int, tuple[float, float]]]:
+    """The twelve METRICS, and AP and AP50 by category."""
     if not image_ids:
-        return dict.fromkeys(METRICS, -1.0)  # to the library, an empty list means all images
+        return dict.fromkeys(METRICS, -1.0), {}  # to the library, an empty list means all images
     evaluation = _Evaluation(truth, detections, iou_type, print_function=_silent)
     evaluation.params.imgIds = image_ids
     evaluation.run()
-    return dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+    numbers = dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+    return numbers, class_ap(evaluation.eval["precision"], evaluation.params.catIds)
 
 
 def _merge(parts: Iterable[dict[int, list[dict[str, Any]]]]) -> dict[int, list[dict[str, Any]]]:

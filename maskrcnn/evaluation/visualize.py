@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 import torch
 from faster_coco_eval import mask as mask_utils
+from faster_coco_eval import mask_api_new_cpp
 from PIL import Image, ImageDraw, ImageFont
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from torchvision.utils import draw_bounding_boxes
 
 Color = tuple[int, int, int]
 _Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
@@ -100,19 +101,28 @@ def _draw_masks(
     canvas: np.ndarray, rles: Sequence[dict[str, Any]], colors: list[Color], scale: int, line: int
 ) -> np.ndarray:
     """Tints the masks and draws their contours; of two that overlap the smaller is on top."""
-    masks = [mask_utils.decode(rle).repeat(scale, axis=0).repeat(scale, axis=1) for rle in rles]
-    order = sorted(range(len(masks)), key=lambda i: -int(masks[i].sum()))
-    # torchvision paints pixels of several masks black, so each pixel is given to one.
-    owner = np.full(canvas.shape[:2], -1)
+    order = np.argsort([-int(mask_utils.area(rle)) for rle in rles], kind="stable")
+    tint = canvas.copy()
+    crops = []
     for i in order:
-        owner[masks[i] > 0] = i
-    visible = torch.from_numpy(owner == np.arange(len(masks))[:, None, None])
-    tinted = draw_segmentation_masks(_to_tensor(canvas), visible, alpha=_MASK_ALPHA, colors=list(colors))
-    picture = _to_array(tinted)
-    for i in order:
-        contours, _ = cv2.findContours(masks[i], cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, contours, -1, colors[i], max(1, line // 2), cv2.LINE_AA)
+        mask, (left, top) = _crop(rles[i], scale)  # whole masks of thousands of instances would fill the memory
+        tint[top : top + mask.shape[0], left : left + mask.shape[1]][mask > 0] = colors[i]
+        crops.append((mask, (left, top), colors[i]))
+    picture = cv2.addWeighted(canvas, 1 - _MASK_ALPHA, tint, _MASK_ALPHA, 0)
+    for mask, corner, color in crops:
+        contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=corner)
+        cv2.drawContours(picture, contours, -1, color, max(1, line // 2), cv2.LINE_AA)
     return picture
+
+
+def _crop(rle: dict[str, Any], scale: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """A mask cut to its extent and enlarged, and the corner of that."""
+    left, top, width, height = (int(value) for value in mask_utils.toBbox(rle))
+    rows = rle["size"][0]
+    ends = np.cumsum(mask_api_new_cpp.toUncompressedRLE([rle])[0]["counts"])  # down the columns
+    runs = np.diff(ends.clip(left * rows, (left + width) * rows), prepend=left * rows)
+    mask = (np.arange(len(runs)) % 2).astype(np.uint8).repeat(runs).reshape(width, rows).T[top : top + height]
+    return mask.repeat(scale, axis=0).repeat(scale, axis=1), (left * scale, top * scale)
 
 
 def _draw_labels(
@@ -122,18 +132,18 @@ def _draw_labels(
     font = ImageFont.load_default(size=font_size)
     sheet = Image.fromarray(picture)
     draw = ImageDraw.Draw(sheet)
-    plates: list[_Rectangle] = []
-    for box, label in zip(corners, labels, strict=True):
+    plates = np.zeros((len(labels), 4), dtype=int)
+    for i, (box, label) in enumerate(zip(corners, labels, strict=True)):
         width = round(draw.textlength(label, font=font)) + 2 * _MARGIN
-        plates.append(_place(box, width, font_size + 2 * _MARGIN, sheet.size, plates))
-    for plate, label, color in reversed(list(zip(plates, labels, colors, strict=True))):
+        plates[i] = _place(box, width, font_size + 2 * _MARGIN, sheet.size, plates[:i])
+    for plate, label, color in reversed(list(zip(plates.tolist(), labels, colors, strict=True))):
         draw.rectangle(plate, fill=color)
         ink = "black" if np.dot(color, (0.299, 0.587, 0.114)) > 128 else "white"
         draw.text((plate[0] + _MARGIN, (plate[1] + plate[3]) // 2), label, fill=ink, font=font, anchor="lm")
     return np.array(sheet)
 
 
-def _place(box: np.ndarray, width: int, height: int, size: tuple[int, int], taken: list[_Rectangle]) -> _Rectangle:
+def _place(box: np.ndarray, width: int, height: int, size: tuple[int, int], taken: np.ndarray) -> _Rectangle:
     """The plate of a label: above its box, else inside, else below, within a picture of (width, height)."""
     x1, y1, x2, y2 = (round(value) for value in box.tolist())
     plates = []
@@ -141,9 +151,10 @@ def _place(box: np.ndarray, width: int, height: int, size: tuple[int, int], take
         for x in (x1, x2 - width):
             left, top = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
             plates.append((left, top, left + width, top + height))
-    free = [plate for plate in plates if not any(_overlap(plate, other) for other in taken)]
-    return (free or plates)[0]
+    return next((plate for plate in plates if not _overlaps(plate, taken)), plates[0])
 
 
-def _overlap(a: _Rectangle, b: _Rectangle) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _overlaps(plate: _Rectangle, others: np.ndarray) -> bool:
+    """Whether a rectangle overlaps one of others [N, 4]."""
+    left, top, right, bottom = plate
+    return bool(((left < others[:, 2]) & (others[:, 0] < right) & (top < others[:, 3]) & (others[:, 1] < bottom)).any())

@@ -4,12 +4,15 @@ in   [B, 3, H, W], normalised
 out  list of [B, C_i, H / 2^i, W / 2^i], i = 2..5 (c2..c5)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Literal
 
+import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.models.weights import load_backbone_weights
@@ -24,6 +27,11 @@ class ResNet(nn.Module):
         norm: `bn`, `frozen_bn` (fixed statistics and affine, for small batches) or `gn`.
         norm_eps: Added to the variance by the normalisation.
         frozen_stages: How many of stem, stage 2, ... 5 get no gradient, counted from the stem.
+        gradient_checkpointing: Compute stages 2..5 a second time in the backward pass instead of keeping their
+            activations (Chen et al. 2016): less memory, the same numbers, about a third more time.
+
+    Attributes:
+        out_channels: Channels of c2..c5.
     """
 
     def __init__(
@@ -34,6 +42,7 @@ class ResNet(nn.Module):
         norm: Literal["bn", "frozen_bn", "gn"] = "bn",
         norm_eps: float = 1e-5,
         frozen_stages: int = 0,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if name not in ("resnet18", "resnet50"):
@@ -48,18 +57,45 @@ class ResNet(nn.Module):
         self.out_channels = [
             stage[-1].conv1.in_channels for stage in (self.layer1, self.layer2, self.layer3, self.layer4)
         ]
-        stem = nn.ModuleList([self.conv1, self.bn1])
-        for stage in [stem, self.layer1, self.layer2, self.layer3, self.layer4][:frozen_stages]:
+        self.gradient_checkpointing = gradient_checkpointing
+        for stage in self.stages[:frozen_stages]:
             stage.requires_grad_(False)
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """Stem and stages 2..5."""
+        stem = nn.ModuleList([self.conv1, self.bn1])
+        return [stem, self.layer1, self.layer2, self.layer3, self.layer4]
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Maps c2..c5, finest first."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(pixels))))
         features = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(stage, x, use_reentrant=False, context_fn=partial(_first_and_second_time, stage))
+            else:
+                x = stage(x)
             features.append(x)
         return features
+
+
+def _first_and_second_time(stage: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    return nullcontext(), _without_running_statistics(stage)
+
+
+@contextmanager
+def _without_running_statistics(stage: nn.Module) -> Iterator[None]:
+    """They have seen this batch already."""
+    norms = [m for m in stage.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, state in zip(norms, states, strict=True):
+            norm.momentum, norm.num_batches_tracked = state
 
 
 def _norm_layer(norm: str, eps: float) -> Callable[[int], nn.Module]:

@@ -17,6 +17,9 @@ from torchvision.ops import distance_box_iou_loss, generalized_box_iou_loss
 from maskrcnn.ops.boxes import decode_boxes, encode_boxes
 
 BoxLossName = Literal["smooth_l1", "iou", "giou", "diou", "ciou"]
+# What the sum of the box losses is divided by: all sampled references (Faster R-CNN, Fast R-CNN), or those alone
+# that have a box, which gives the IoU losses, at most 2 each, the weight of the classification loss.
+BoxLossNormalizer = Literal["sampled", "positive"]
 
 
 def iou_loss(predicted: Tensor, boxes: Tensor) -> Tensor:
@@ -57,10 +60,12 @@ _IOU_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def check_box_loss(name: str) -> None:
-    """Raise ValueError where `name` is not a box loss."""
+def check_box_loss(name: str, normalizer: str) -> None:
+    """Raise ValueError where `name` is not a box loss, or `normalizer` none of its normalizers."""
     if name not in get_args(BoxLossName):
         raise ValueError(f"box_loss must be one of {', '.join(get_args(BoxLossName))}, got {name!r}")
+    if normalizer not in get_args(BoxLossNormalizer):
+        raise ValueError(f"box_loss_normalizer must be sampled or positive, got {normalizer!r}")
 
 
 def check_coder_weights(weights: Sequence[float]) -> None:

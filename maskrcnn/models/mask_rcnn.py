@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from maskrcnn.errors import UserError
 from maskrcnn.models.anchors import AnchorGenerator
 from maskrcnn.models.input import ModelInput
 from maskrcnn.models.roi_align import RoIAlign
@@ -94,6 +95,27 @@ class MaskRCNN(nn.Module):
             nms_thresh=nms_thresh,
             detections_per_image=detections_per_image,
         )
+
+    def compile_features(self, mode: bool | str = True) -> None:
+        """Compile backbone and neck with `torch.compile`, once for pictures of any size.
+
+        Args:
+            mode: One of torch's modes; true for its default.
+
+        Raises:
+            UserError: There is no such mode, or this machine has no compiler that torch can use.
+        """
+        modes = list(torch._inductor.list_mode_options())
+        chosen = "default" if mode is True else mode
+        if chosen not in modes:
+            raise UserError(f"compile={mode}: must be false, true or one of {', '.join(modes)}")
+        try:
+            torch.compile(torch.square)(torch.ones(1, device="cuda" if torch.cuda.is_available() else "cpu"))
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"compile={mode}: torch cannot compile on this machine ({reason})") from error
+        for part in (self.backbone, self.neck):
+            part.compile(mode=chosen, dynamic=True)
 
     def forward(self, batch: ImageBatch, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The five losses, each times its weight.

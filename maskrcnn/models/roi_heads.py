@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
-from maskrcnn.models.losses import BoxLossName, box_regression_loss, check_box_loss, check_coder_weights
+from maskrcnn.models.losses import (
+    BoxLossName,
+    BoxLossNormalizer,
+    box_regression_loss,
+    check_box_loss,
+    check_coder_weights,
+)
 from maskrcnn.models.matching import BalancedSampler, Matcher
 from maskrcnn.models.roi_align import RoIAlign
 from maskrcnn.ops.boxes import decode_boxes
@@ -38,6 +44,7 @@ class BoxHead(nn.Module):
         hidden_dim: Width of the two layers.
         class_agnostic: One box for all classes instead of one per class.
         box_loss: `smooth_l1`, `iou`, `giou`, `diou` or `ciou`.
+        box_loss_normalizer: Its sum is divided by the number of all `sampled` or of the `positive` RoIs.
         smooth_l1_beta: Where smooth L1 turns from quadratic to linear.
     """
 
@@ -50,13 +57,15 @@ class BoxHead(nn.Module):
         hidden_dim: int = 1024,
         class_agnostic: bool = False,
         box_loss: BoxLossName = "smooth_l1",
+        box_loss_normalizer: BoxLossNormalizer = "sampled",
         smooth_l1_beta: float = 1 / 9,
     ) -> None:
         super().__init__()
-        check_box_loss(box_loss)
+        check_box_loss(box_loss, box_loss_normalizer)
         self.resolution = resolution
         self.class_agnostic = class_agnostic
         self.box_loss = box_loss
+        self.box_loss_normalizer = box_loss_normalizer
         self.smooth_l1_beta = smooth_l1_beta
         self.fc1 = nn.Linear(in_channels * resolution**2, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, hidden_dim)
@@ -203,12 +212,13 @@ class RoIHeads(nn.Module):
             weights=stage.coder_weights,
             beta=head.smooth_l1_beta,
         )
+        count = len(label) if head.box_loss_normalizer == "sampled" else max(len(positive), 1)
         # The positives come first in each image.
         positive_rois = [roi[: len(match)] for roi, match in zip(rois, matches, strict=True)]
         positive_labels = [one[: len(match)] for one, match in zip(labels, matches, strict=True)]
         return {
             "loss_classifier": F.cross_entropy(scores, label),
-            "loss_box_reg": box_loss / len(label) + deltas.sum() * 0,
+            "loss_box_reg": box_loss / count + deltas.sum() * 0,
             "loss_mask": self._mask_loss(features, positive_rois, positive_labels, matches, targets),
         }
 

@@ -16,7 +16,13 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from maskrcnn.models.anchors import AnchorGenerator
-from maskrcnn.models.losses import BoxLossName, box_regression_loss, check_box_loss, check_coder_weights
+from maskrcnn.models.losses import (
+    BoxLossName,
+    BoxLossNormalizer,
+    box_regression_loss,
+    check_box_loss,
+    check_coder_weights,
+)
 from maskrcnn.models.matching import BalancedSampler, Matcher
 from maskrcnn.ops.boxes import decode_boxes
 from maskrcnn.ops.image_batch import ImageBatch
@@ -36,6 +42,7 @@ class RPN(nn.Module):
         matcher: Anchors to ground truth.
         sampler: Anchors that enter the loss.
         box_loss: `smooth_l1`, `iou`, `giou`, `diou` or `ciou`.
+        box_loss_normalizer: Its sum is divided by the number of all `sampled` or of the `positive` anchors.
         smooth_l1_beta: Where smooth L1 turns from quadratic to linear.
         coder_weights: Scales of dx, dy, dw, dh.
     """
@@ -55,11 +62,12 @@ class RPN(nn.Module):
         nms_thresh: float = 0.7,
         min_size: float = 1e-3,
         box_loss: BoxLossName = "smooth_l1",
+        box_loss_normalizer: BoxLossNormalizer = "sampled",
         smooth_l1_beta: float = 1 / 9,
         coder_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
-        check_box_loss(box_loss)
+        check_box_loss(box_loss, box_loss_normalizer)
         check_coder_weights(coder_weights)
         for key, value in (
             ("pre_nms_top_n_train", pre_nms_top_n_train),
@@ -79,6 +87,7 @@ class RPN(nn.Module):
         self.nms_thresh = nms_thresh
         self.min_size = min_size
         self.box_loss = box_loss
+        self.box_loss_normalizer = box_loss_normalizer
         self.smooth_l1_beta = smooth_l1_beta
         self.coder_weights = tuple(coder_weights)
         self.convs = nn.ModuleList(nn.Conv2d(in_channels, in_channels, 3, padding=1) for _ in range(num_convs))
@@ -141,12 +150,13 @@ class RPN(nn.Module):
     def _losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        logits, labels = [], []
+        logits, labels, num_positive = [], [], 0
         box_loss = deltas.float().sum() * 0  # keeps the graph whole in a batch without instances
         for objectness_i, deltas_i, target in zip(objectness, deltas, targets, strict=True):
             match = self.matcher(target["boxes"], anchors)
             positive, negative = self.sampler(match)
             sampled = torch.cat((positive, negative))
+            num_positive += len(positive)
             logits.append(objectness_i[sampled])
             labels.append((match[sampled] >= 0).float())
             box_loss = box_loss + box_regression_loss(
@@ -158,9 +168,10 @@ class RPN(nn.Module):
                 beta=self.smooth_l1_beta,
             )
         label = torch.cat(labels)
+        count = len(label) if self.box_loss_normalizer == "sampled" else max(num_positive, 1)
         return {
             "loss_objectness": F.binary_cross_entropy_with_logits(torch.cat(logits).float(), label),
-            "loss_rpn_box_reg": box_loss / len(label),
+            "loss_rpn_box_reg": box_loss / count,
         }
 
 

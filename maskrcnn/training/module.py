@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -18,6 +18,7 @@ from maskrcnn.evaluation.results import to_results
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.weights import CHECKPOINT_KEY
 from maskrcnn.ops.image_batch import ImageBatch
+from maskrcnn.training.distributed import share_buffers
 
 
 class MaskRCNNModule(LightningModule):
@@ -28,8 +29,9 @@ class MaskRCNNModule(LightningModule):
         categories: {"id", "name"} of each label 1..K; travels in the checkpoint.
         category_ids: The validation set's category of each label, None where it has none; by default `categories`.
         ground_truth: The validation set as a parsed instances file; without one, detections are kept but not scored.
-        optimizer: Makes the optimizer from parameter groups.
+        optimizer: Makes the optimizer from the model, the pictures per step and `fused`, see `training/optimizers.py`.
         schedule: Makes the schedule from the optimizer, total_steps and steps_per_epoch.
+        batch_size: Training pictures of a batch, per device.
         config: Plain config that travels in the checkpoint.
         seed: With step and rank, the source of every random draw of a training step.
     """
@@ -43,6 +45,7 @@ class MaskRCNNModule(LightningModule):
         category_ids: Sequence[int | None] | None = None,
         optimizer: Callable[..., Optimizer] | None = None,
         schedule: Callable[..., LRScheduler] | None = None,
+        batch_size: int = 1,
         config: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
@@ -54,13 +57,16 @@ class MaskRCNNModule(LightningModule):
         self.scores: dict[str, dict[str, float]] = {}
         self._make_optimizer = optimizer
         self._make_schedule = schedule
+        self._batch_size = batch_size
         self._config = config or {}
         self._seed = seed
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimizer over two parameter groups, and a schedule per step."""
+        """The optimizer, and a schedule per step."""
         assert self._make_optimizer and self._make_schedule
-        optimizer = self._make_optimizer(parameter_groups(self.model))
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # float16; Lightning clips unfused
+        optimizer = self._make_optimizer(self.model, batch_size=self.images_per_step, fused=not scaled)
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # or Lightning refuses to clip
         self.trainer.fit_loop.setup_data()  # its length is asked for next
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
@@ -69,24 +75,31 @@ class MaskRCNNModule(LightningModule):
         schedule = self._make_schedule(optimizer, total_steps=int(total), steps_per_epoch=steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    @property
+    def images_per_step(self) -> int:
+        """Pictures of an optimizer step, on all devices together."""
+        return self._batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed what the step draws, such as the sampled anchors, so that a resumed run draws the same."""
         source = (self._seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(source).generate_state(1, np.uint64)[0]))
 
-    def training_step(self, batch: tuple[ImageBatch, list[dict[str, Tensor]]], _: int) -> Tensor:
-        """Sum of the five losses."""
+    def training_step(self, batch: tuple[ImageBatch, list[dict[str, Tensor]]], _: int) -> dict[str, Tensor]:
+        """The sum of the losses as `loss`, and each of them."""
         losses = self.model(*batch)
         loss = sum(losses.values())
         size = len(batch[1])
-        self.log("train/loss", loss, prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True, batch_size=size)
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
-        return loss
+        # Not prog_bar=True, and no float: with either, Lightning would wait for the device in each step.
+        lr = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"], device="cpu")
+        logged = {"train/loss": loss, **{f"train/{name}": value for name, value in losses.items()}, "train/lr": lr}
+        self.log_dict(logged, batch_size=size)
+        return {"loss": loss} | {name: value.detach() for name, value in losses.items()}
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last validation."""
+        """Forget the last validation; all ranks score what rank 0 saves, an average that is swapped in too."""
         self.metric.reset()
+        share_buffers(self)
 
     def validation_step(self, batch: tuple[list[Tensor], list[int]], _: int) -> None:
         """Detections, run-length encoded at once, to the metric."""
@@ -112,12 +125,3 @@ class MaskRCNNModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what evaluation and prediction need besides weights: plain types only."""
         checkpoint[CHECKPOINT_KEY] = {"config": self._config, "categories": self.categories}
-
-
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: biases and normalisation get no weight decay."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() > 1]},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]

@@ -247,6 +247,17 @@ def test_mixed_up_pictures_keep_the_outlines_of_both():
             assert np.array_equal(pixels(outline, both.size), pixels(expected, both.size))
 
 
+@pytest.mark.parametrize("steps", [(), ("mosaic.p=1",), ("mosaic.p=1", "mixup.p=1")])
+def test_sample_names_every_picture_that_it_is_made_of(steps):
+    make = TrainTransform(min_sizes=[160], max_size=200, augment=compose_preset("mosaic_mixup", *("mixup.p=0", *steps)))
+    for seed in range(4):
+        source = shapes_source()
+        sample = make(source, 1, rng(seed))
+        assert sample.image_id == 1001
+        assert {1001, *sample.partners} == {1001, *(1000 + index for index, _ in source.reads)}
+        assert to_target(sample, mask_size=28)["image_ids"].tolist() == [1001, *sample.partners]
+
+
 # --- any chain of steps
 
 

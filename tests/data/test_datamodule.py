@@ -85,7 +85,7 @@ def epoch_of(data, epoch):
 def by_id(batches):
     """Picture without padding, and target, of each image id."""
     return {
-        int(target["image_id"]): (pixels[:, : size[0], : size[1]], target)
+        int(target["image_ids"][0]): (pixels[:, : size[0], : size[1]], target)
         for batch, targets in batches
         for pixels, size, target in zip(batch.pixels, batch.sizes, targets, strict=True)
     }
@@ -217,7 +217,7 @@ def test_evaluation_sees_whole_pictures(shapes):
             assert np.array_equal(image.numpy().transpose(1, 2, 0), data.datasets["val"][position].image)
 
 
-@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.filterwarnings("error::UserWarning", "ignore:The .srun. command is available")
 def test_loading_warns_of_nothing(shapes):
     torch.set_warn_always(True)  # PyTorch's own come only once, and maybe in another test
     try:

@@ -151,6 +151,7 @@ def test_mixup_is_a_weighted_mean_with_the_instances_of_both():
     assert mixed.labels.tolist() == [1, 2, 3, 7, 8]
     assert mixed.labels.dtype == np.int64
     assert mixed.image_id == first.image_id
+    assert mixed.partners == (second.image_id,)
     assert np.array_equal(first.image, noise((40, 50), 1))
 
 
@@ -223,6 +224,7 @@ def test_pasting_is_dense_arithmetic(seed, sizes, share, min_visibility):
     assert np.array_equal(result.image, image)
     assert np.array_equal(base.image, noise(size, seed % 1000))
     assert result.image_id == base.image_id
+    assert result.partners == ((other.image_id,) if fresh else ())
 
     found = {int(label): outline for label, outline in zip(result.labels, result.outlines, strict=True)}
     assert len(found) == len(result.outlines)

@@ -51,7 +51,7 @@ def test_instances_leave_boxes_labels_and_masks_together():
     assert target["masks"].shape == (4, SIDE, SIDE)
     assert target["masks"].dtype == torch.uint8
     assert (target["masks"].float().mean(dim=(1, 2)) > 190).all()
-    assert int(target["image_id"]) == 7
+    assert target["image_ids"].tolist() == [7]
 
 
 def test_no_instance_is_too_small():

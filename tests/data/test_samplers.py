@@ -146,8 +146,10 @@ def test_a_picture_without_instances_comes_once(labels):
 def test_evaluation_batches_are_dealt_whole(num_images, world_size):
     parts = [dealt_batches(num_images, batch_size=3, rank=rank, world_size=world_size) for rank in range(world_size)]
     dealt = [batch for part in parts for batch in part]
-    assert sorted(index for batch in dealt for index in batch) == list(range(num_images))
-    assert sorted(dealt) == dealt_batches(num_images, batch_size=3, rank=0, world_size=1)
+    whole = dealt_batches(num_images, batch_size=3, rank=0, world_size=1)
+    assert [index for batch in whole for index in batch] == list(range(num_images))
+    without = max(world_size - len(whole), 0)  # ranks that repeat the first
+    assert sorted(dealt) == sorted(whole + without * whole[:1])
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 

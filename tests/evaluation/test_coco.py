@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskrcnn.errors import UserError
-from maskrcnn.evaluation.coco import KINDS, METRICS, CocoMetric, _merge, format_table, score
+from maskrcnn.evaluation.coco import KINDS, METRICS, CocoMetric, _merge, format_table, score, score_classes
 from maskrcnn.evaluation.results import read_results
 
 HEIGHT, WIDTH = 160, 200
@@ -489,8 +489,9 @@ def test_metric_gathers_from_all_ranks(data, monkeypatch, rank):
         objects[:] = parts
 
     def broadcast(objects, src):
-        assert (src, bool(objects[0])) == (0, rank == 0)  # scored on rank 0 only
-        objects[0] = objects[0] or "from rank 0"
+        assert (src, bool(objects[0][0])) == (0, rank == 0)  # scored on rank 0 only
+        if rank > 0:
+            objects[0] = "from rank 0", "its classes"
 
     for name, value in {
         "is_initialized": lambda: True,
@@ -505,7 +506,32 @@ def test_metric_gathers_from_all_ranks(data, monkeypatch, rank):
     numbers = metric.compute()
     assert len(metric.results) == len(results)
     assert metric.image_ids == list(range(101, 131))
-    assert numbers == (score(truth, metric.results) if rank == 0 else "from rank 0")
+    expected = score_classes(truth, metric.results) if rank == 0 else ("from rank 0", "its classes")
+    assert (numbers, metric.classes) == expected
+
+
+def test_scores_of_a_class_are_those_of_pycocotools_for_it_alone(data):
+    truth, results = data
+    images = list(range(101, 121))
+    for image_ids in (None, images):
+        numbers, classes = score_classes(truth, results, image_ids=image_ids)
+        assert numbers == score(truth, results, image_ids=image_ids)
+        assert [one.name for one in classes] == [category["name"] for category in truth["categories"]]
+        for category, one in zip(CATEGORIES, classes, strict=True):
+            alone = truth | {
+                "categories": [entry for entry in truth["categories"] if entry["id"] == category],
+                "annotations": [entry for entry in truth["annotations"] if entry["category_id"] == category],
+            }
+            found = [result for result in results if result["category_id"] == category]
+            for kind in KINDS:
+                expected, _ = reference(alone, found, kind, image_ids)
+                assert one.ap[kind] == pytest.approx((expected["ap"], expected["ap50"]), abs=1e-9)
+            counted = [entry for entry in alone["annotations"] if not entry["iscrowd"]]
+            assert one.instances == sum(entry["image_id"] in (image_ids or range(200)) for entry in counted)
+        assert classes[-1].ap == {"box": (-1, -1), "mask": (-1, -1)}  # has results, but nothing to find
+        assert classes[0].ap["box"] != classes[0].ap["mask"]
+        means = [np.mean([one.ap["mask"][i] for one in classes if one.instances]) for i in (0, 1)]
+        assert means == pytest.approx([numbers["mask"]["ap"], numbers["mask"]["ap50"]])
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Pictures are checked by shape and by which pixels changed."""
 
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -127,3 +128,22 @@ def test_side_by_side():
     other = side_by_side(left, right, titles=("prediction", "mask"))
     assert (other[:strip, :300] == sheet[:strip, :300]).all()
     assert (other[:strip, 300:] != sheet[:strip, 300:]).any()
+
+
+def test_thousands_of_instances_take_little_memory():
+    """Whole masks of them would take 3000 x 640 x 640 bytes, several times over."""
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 630, (3000, 2))
+    mask = np.zeros((640, 640), np.uint8, order="F")
+    masks = []
+    for x, y in corners:
+        mask[y : y + 10, x : x + 10] = 1
+        masks.append(mask_utils.encode(mask))
+        mask[:] = 0
+    boxes = np.concatenate((corners, corners + 10), axis=1)
+    tracemalloc.start()
+    drawn = draw_instances(np.zeros((640, 640, 3), np.uint8), boxes=boxes, masks=masks, names=["cell"] * 3000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (drawn.reshape(-1, 3).max(axis=1) > 0).mean() > 0.5
+    assert peak < 50e6

@@ -73,6 +73,31 @@ def test_frozen_stages_are_counted_from_the_stem(frozen_stages: int) -> None:
     assert [f.requires_grad for f in features] == [index >= frozen_stages for index in (1, 2, 3, 4)]
 
 
+@pytest.mark.parametrize("frozen_stages", [0, 2])
+def test_gradient_checkpointing_changes_no_number(frozen_stages: int) -> None:
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for gradient_checkpointing in (False, True):
+        torch.manual_seed(1)
+        backbone = ResNet(
+            name="resnet18",
+            weights=None,
+            frozen_stages=frozen_stages,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        calls: Counter[str] = Counter()
+        for name in ("layer1", "layer4"):
+            backbone.get_submodule(name).register_forward_pre_hook(lambda *_, n=name, c=calls: c.update([n]))
+        for _ in range(2):
+            sum(feature.square().mean() for feature in backbone(pixels)).backward()
+        assert calls["layer4"] == (4 if gradient_checkpointing else 2)
+        gradients = {name: p.grad for name, p in backbone.named_parameters() if p.requires_grad}
+        found.append(gradients | dict(backbone.named_buffers()))
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+    assert found[1]["bn1.num_batches_tracked"] == found[1]["layer4.1.bn2.num_batches_tracked"] == 2
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("name", "vgg16"), ("norm", "layer_norm"), ("frozen_stages", -1), ("frozen_stages", 6)],

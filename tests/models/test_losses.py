@@ -229,7 +229,12 @@ def test_half_precision_deltas_are_computed_in_float32(name: BoxLossName) -> Non
 @pytest.mark.parametrize("name", ["l1", "GIoU", ""])
 def test_an_unknown_loss_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(ValueError, match="box_loss must be one of smooth_l1, iou, giou, diou, ciou"):
-        check_box_loss(name)
+        check_box_loss(name, "sampled")
+
+
+def test_an_unknown_normalizer_is_refused() -> None:
+    with pytest.raises(ValueError, match="box_loss_normalizer must be sampled or positive, got 'all'"):
+        check_box_loss("giou", "all")
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (1.0, 1.0, 0.0, 1.0), (1.0, 1.0, 1.0, -1.0)])

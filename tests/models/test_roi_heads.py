@@ -35,6 +35,7 @@ def make_heads(
     batch_size_per_image: int = 8,
     class_agnostic: bool = False,
     box_loss: str = "smooth_l1",
+    box_loss_normalizer: str = "sampled",
     **settings: Any,
 ) -> RoIHeads:
     torch.manual_seed(0)
@@ -48,7 +49,13 @@ def make_heads(
             sampler=BalancedSampler(batch_size_per_image=batch_size_per_image, positive_fraction=0.25),
         ),
         roi_align=RoIAlign(),
-        box_head=partial(BoxHead, hidden_dim=16, class_agnostic=class_agnostic, box_loss=box_loss),
+        box_head=partial(
+            BoxHead,
+            hidden_dim=16,
+            class_agnostic=class_agnostic,
+            box_loss=box_loss,
+            box_loss_normalizer=box_loss_normalizer,
+        ),
         mask_head=partial(MaskHead, num_convs=1, channels=8),
         **defaults | settings,
     )
@@ -119,9 +126,9 @@ def test_predictions_leave_half_precision_as_float32() -> None:
     assert (scores.dtype, deltas.dtype) == (torch.float32, torch.float32)
 
 
-@pytest.mark.parametrize("class_agnostic", [False, True])
-def test_losses_of_a_network_that_predicts_nothing(class_agnostic: bool) -> None:
-    heads = make_heads(class_agnostic=class_agnostic, batch_size_per_image=1000)
+@pytest.mark.parametrize(("class_agnostic", "normalizer", "count"), [(False, "sampled", 8), (True, "positive", 2)])
+def test_losses_of_a_network_that_predicts_nothing(class_agnostic: bool, normalizer: str, count: int) -> None:
+    heads = make_heads(class_agnostic=class_agnostic, batch_size_per_image=1000, box_loss_normalizer=normalizer)
     head = heads.box_heads[0]
     with torch.no_grad():
         for layer in (head.scores, head.deltas, heads.mask_head.logits):
@@ -139,7 +146,7 @@ def test_losses_of_a_network_that_predicts_nothing(class_agnostic: bool) -> None
     assert losses["loss_classifier"].item() == pytest.approx(math.log(4))
     assert losses["loss_mask"].item() == pytest.approx(math.log(2))
     target = encode_boxes(boxes, close, CODER_WEIGHTS)
-    expected = F.smooth_l1_loss(torch.zeros_like(target), target, beta=1 / 9, reduction="sum") / 8
+    expected = F.smooth_l1_loss(torch.zeros_like(target), target, beta=1 / 9, reduction="sum") / count
     assert expected > 0.1
     assert losses["loss_box_reg"].item() == pytest.approx(expected.item(), rel=1e-5)
 

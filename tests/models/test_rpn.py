@@ -12,7 +12,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import box_iou
 
 from maskrcnn.models.anchors import AnchorGenerator
-from maskrcnn.models.matching import BalancedSampler, Matcher
+from maskrcnn.models.matching import BETWEEN, BalancedSampler, Matcher
 from maskrcnn.models.rpn import RPN
 from maskrcnn.models.weights import load_weights, read_weights
 from maskrcnn.ops.image_batch import ImageBatch
@@ -175,3 +175,27 @@ def test_more_convolutions_come_before_the_predictions() -> None:
 def test_invalid_arguments_are_named(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
         make_rpn(**{name: value})
+
+
+@pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
+def test_the_box_loss_is_a_mean_over_all_or_over_positive_anchors(box_loss: Any, make_targets: Factory) -> None:
+    features, targets = make_features(8, [8, 16]), make_targets(SIZES, [4, 2])
+    # All anchors are sampled, so that both models see the same.
+    sampler = BalancedSampler(batch_size_per_image=100_000, positive_fraction=0.9)
+    sampled, positive = (
+        make_rpn(box_loss=box_loss, box_loss_normalizer=over, sampler=sampler)(features, BATCH, targets)[1]
+        for over in ("sampled", "positive")
+    )
+    assert torch.equal(sampled["loss_objectness"], positive["loss_objectness"])
+    rpn = make_rpn()
+    anchors = torch.cat(rpn.anchors(features, PADDED))
+    matches = torch.stack([rpn.matcher(target["boxes"], anchors) for target in targets])
+    share = (matches >= 0).sum() / (matches != BETWEEN).sum()
+    assert 0 < share < 0.1
+    torch.testing.assert_close(sampled["loss_rpn_box_reg"], share * positive["loss_rpn_box_reg"])
+
+
+def test_no_positive_anchor_costs_nothing(make_targets: Factory) -> None:
+    rpn = make_rpn(box_loss="giou", box_loss_normalizer="positive")
+    losses = rpn(make_features(8, [8, 16]), BATCH, make_targets(SIZES, [0, 0]))[1]
+    assert losses["loss_rpn_box_reg"] == 0

@@ -293,8 +293,9 @@ def fill(model: MaskRCNN, value: float) -> MaskRCNN:
 
 
 def test_rows_of_classes_follow_their_name(make_tiny_model: Factory, tmp_path: Path) -> None:
-    path = checkpoint(fill(make_tiny_model(num_classes=3), 100), ["cat", "dog", "owl"], tmp_path / "a.ckpt")
-    model = fill(make_tiny_model(num_classes=4), 0)
+    per_class = "model.box_head.class_agnostic=false"
+    path = checkpoint(fill(make_tiny_model(per_class, num_classes=3), 100), ["cat", "dog", "owl"], tmp_path / "a.ckpt")
+    model = fill(make_tiny_model(per_class, num_classes=4), 0)
     report = init_weights(model, read_weights(path), class_names=["owl", "fox", "cat", "emu"])
     # Background, owl, fox (its own), cat, emu (its own).
     rows = [100.0, 103.0, 2.0, 101.0, 4.0]
@@ -339,7 +340,8 @@ def test_class_agnostic_boxes_carry_over_whole(make_tiny_model: Factory, tmp_pat
 
 
 def test_what_does_not_fit_stays_fresh_and_is_reported(make_tiny_model: Factory, tmp_path: Path) -> None:
-    path = checkpoint(fill(make_tiny_model(num_classes=3), 100), ["cat", "dog", "owl"], tmp_path / "a.ckpt")
+    per_class = "model.box_head.class_agnostic=false"
+    path = checkpoint(fill(make_tiny_model(per_class, num_classes=3), 100), ["cat", "dog", "owl"], tmp_path / "a.ckpt")
     model = fill(
         make_tiny_model("model.box_head.hidden_dim=32", "model.box_head.class_agnostic=true", num_classes=3),
         7,

@@ -1,10 +1,15 @@
-"""A tiny validation set: two pictures of shapes, and results for them."""
+"""A tiny validation set: two pictures of shapes, and results for them; stand-ins for what validated it."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as coco_mask
+
+from maskrcnn.data.sample import Outline, Sample
+from maskrcnn.training.module import MaskRCNNModule
 
 CATEGORIES = [{"id": 2, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "emu"}]
 
@@ -50,3 +55,51 @@ def ground_truth() -> dict[str, Any]:
         annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
     images = [{"id": id, "file_name": f"{id}.png", "height": 64, "width": 64} for id in (1, 2)]
     return {"images": images, "annotations": annotations, "categories": CATEGORIES}
+
+
+class Dataset:
+    """Two pictures; the second has no instance."""
+
+    categories = ({"id": 2, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "emu"})
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        image = np.full((64, 64, 3), 90, np.uint8)
+        square = Outline((np.array([[8.0, 8], [40, 8], [40, 40], [8, 40]]),))
+        return Sample(image, [square] * (index == 0), np.ones(int(index == 0), int), image_id=index + 1)
+
+
+@pytest.fixture
+def module(ground_truth, results):
+    """A module that has validated."""
+    module = MaskRCNNModule(
+        model=torch.nn.Linear(10, 100), categories=ground_truth["categories"], ground_truth=ground_truth
+    )
+    module.metric.update([1, 2], results)
+    module.scores = module.metric.compute()
+    return module
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    data = SimpleNamespace(datasets={"train": range(5), "val": Dataset()})
+    return SimpleNamespace(
+        datamodule=data,
+        default_root_dir=str(tmp_path),
+        sanity_checking=False,
+        is_global_zero=True,
+        fast_dev_run=False,
+        loggers=[],
+        global_step=3,
+        current_epoch=0,
+        world_size=1,
+        num_devices=1,
+        num_nodes=1,
+        accelerator=SimpleNamespace(name=lambda: "cpu"),
+        early_stopping_callback=None,
+        precision="32-true",
+        log_every_n_steps=2,
+        state=SimpleNamespace(fn="fit"),
+    )

@@ -1,6 +1,7 @@
 """Files of checkpoints: replaced at once, read with care."""
 
 import os
+import resource
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from maskrcnn.errors import UserError
 from maskrcnn.training.checkpoints import (
     AtomicCheckpointIO,
     LastCheckpoint,
+    full_disk_in_words,
     newest_checkpoint,
     newest_run,
     read_training_state,
@@ -52,6 +54,55 @@ def test_interrupted_save_leaves_the_checkpoint_before(function, tmp_path, monke
     save(path, global_step=9)
     assert read_training_state(path)["global_step"] == 9
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.fixture
+def small_files():
+    """No file can grow beyond 100 kB, which the system sees to."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+LARGE = {"state_dict": {"weight": torch.zeros(100_000)}}
+
+
+@pytest.mark.usefixtures("small_files")
+def test_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path):
+    path, other = save(tmp_path / "last.ckpt"), save(tmp_path / "best.ckpt", age=9)
+    for target in (path, tmp_path / "new.ckpt"):
+        with pytest.raises(UserError, match=rf"^{target}: cannot be written: File too large, ") as error:
+            save(target, **LARGE)
+        assert "; make room on the disk (see also quota and ulimit -f); " in str(error.value)
+        assert str(error.value).endswith(f"; the checkpoint before is whole: go on with resume={path}")
+    assert sorted(tmp_path.iterdir()) == [other, path]
+    assert read_training_state(path)["global_step"] == 7
+
+
+def test_checkpoint_that_cannot_be_written_at_all(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"last\.ckpt: cannot be written: File exists, \d+\.\d GB are free; no earlier"):
+        save(tmp_path / "checkpoints" / "last.ckpt")
+
+
+def test_error_of_torch_itself_is_not_taken_for_the_disk(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("cannot pickle")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(RuntimeError, match=r"^cannot pickle$"):
+        save(tmp_path / "last.ckpt")
+
+
+@pytest.mark.usefixtures("small_files")
+def test_full_disk_under_any_file_of_a_run(tmp_path):
+    path = save(tmp_path / "checkpoints" / "last.ckpt")
+    expected = rf"^{tmp_path}: cannot be written: File too large, .* go on with resume={path}$"
+    with pytest.raises(UserError, match=expected), full_disk_in_words(tmp_path):
+        (tmp_path / "metrics.csv").write_bytes(bytes(200_000))
+    with pytest.raises(FileNotFoundError), full_disk_in_words(tmp_path):
+        (tmp_path / "nothing").read_text()
 
 
 def test_newest_good_checkpoint_is_found(tmp_path):

@@ -1,6 +1,7 @@
 """The module around a tiny model, on batches by hand."""
 
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch.utils.data import DataLoader
 from maskrcnn.evaluation.coco import METRICS
 from maskrcnn.models.mask_rcnn import LOSSES
 from maskrcnn.ops.image_batch import ImageBatch
-from maskrcnn.training.module import MaskRCNNModule, parameter_groups
+from maskrcnn.training.module import MaskRCNNModule
+from maskrcnn.training.optimizers import sgd
 from maskrcnn.training.schedules import multistep
 
 
@@ -27,7 +29,7 @@ def module(make_tiny_model, ground_truth):
         model=make_tiny_model("model.score_thresh=0.01"),
         categories=ground_truth["categories"],
         ground_truth=ground_truth,
-        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01, weight_decay=0.1),
+        optimizer=partial(sgd, lr=0.01),
         schedule=lambda optimizer, **steps: multistep(optimizer, milestones=[2], **steps),
         config={"model": {"num_classes": 3}, "data": {"root": "here", "limit": None}},
     )
@@ -102,20 +104,13 @@ def test_schedule_knows_the_length_of_an_epoch(module, settings, steps_per_epoch
     assert seen["total_steps"] == settings.get("max_steps", 3 * steps_per_epoch)
 
 
-def test_weight_decay_is_on_weights_alone(make_tiny_model):
-    model = make_tiny_model("model.backbone.frozen_stages=1", "model.neck.norm=bn")
-    decayed, spared = parameter_groups(model)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    assert "weight_decay" not in decayed
-    assert spared["weight_decay"] == 0
-    assert all(names[parameter].endswith("weight") for parameter in decayed["params"])
-    modules = dict(model.named_modules())
-    for parameter in spared["params"]:
-        owner, _, kind = names[parameter].rpartition(".")
-        assert kind == "bias" or isinstance(modules[owner], torch.nn.BatchNorm2d)
-    grouped = [names[parameter] for group in (decayed, spared) for parameter in group["params"]]
-    assert sorted(grouped) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
-    assert "backbone.conv1.weight" not in grouped
+def test_optimizer_hears_how_many_pictures_a_step_has(module):
+    module._batch_size = 3
+    module._make_optimizer = partial(sgd, lr=0.01, lr_scaling="linear", reference_batch_size=12)
+    trainer = fit(module, batches=2, num_sanity_val_steps=0, accumulate_grad_batches=2)
+    (optimizer,) = trainer.optimizers
+    assert {group["initial_lr"] for group in optimizer.param_groups} == {0.005}
+    assert optimizer.defaults["fused"]
 
 
 def test_checkpoint_holds_plain_types(module):
