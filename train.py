@@ -22,7 +22,7 @@ from maskrcnn.training.trainer import build_trainer
 def main(cfg: DictConfig) -> float | None:
     """Compose, build, fit; returns the mask AP of the last validation, which a sweep maximises."""
     trust = cfg.trust
-    cfg.resume = cfg.resume or requeued_checkpoint(Path(cfg.trainer.default_root_dir))
+    cfg.resume = requeued_checkpoint(Path(cfg.trainer.default_root_dir)) or cfg.resume
     data = build(cfg.data, key="data", trust=trust)
     seed_everything(cfg.seed, workers=True, verbose=False)
     data.load(train=True)
@@ -32,8 +32,6 @@ def main(cfg: DictConfig) -> float | None:
         cfg.model.backbone.weights = None  # they come with the others
     model = build(cfg.model, key="model", trust=trust)
     cfg.model.backbone.weights = None  # from here on they are in the checkpoint
-    if cfg.compile is not False:
-        model.compile_features(cfg.compile)
     if cfg.init is not None and cfg.resume is None:
         fresh = init_weights(model, read_weights(cfg.init, key="init"), class_names=data.class_names)
         taken = f"not taken from it: {', '.join(fresh)}" if fresh else "all weights taken over"
@@ -46,6 +44,7 @@ def main(cfg: DictConfig) -> float | None:
         optimizer=build(cfg.optim, key="optim", trust=trust),
         schedule=build(cfg.schedule, key="schedule", trust=trust),
         batch_size=data.batch_size,
+        compile=cfg.compile,
         config=plain(cfg),
         seed=cfg.seed,
     )
@@ -54,8 +53,8 @@ def main(cfg: DictConfig) -> float | None:
     start_curves(trainer, plain(cfg), first_step=done)
     with stoppable():
         trainer.fit(module, datamodule=data, ckpt_path=cfg.resume, weights_only=True)
-    if cfg.resume is not None and not module.scores:
-        trainer.validate(module, datamodule=data, verbose=False)  # the run was killed behind its last validation
+    if module.scored_step != trainer.global_step:  # no validation was due, or the run was killed behind it
+        trainer.validate(module, datamodule=data, verbose=False)
     return conclude(trainer, module)
 
 

@@ -43,6 +43,7 @@ BUILDABLE = frozenset(
         "maskrcnn.models.roi_heads.RoIStage",
         "maskrcnn.models.rpn.RPN",
         "maskrcnn.training.checkpoints.LastCheckpoint",
+        "maskrcnn.training.early_stopping.EarlyStopping",
         "maskrcnn.training.ema.EMA",
         "maskrcnn.training.guard.Guard",
         "maskrcnn.training.interruption.Interruption",
@@ -62,7 +63,6 @@ BUILDABLE = frozenset(
         "maskrcnn.training.trackers.MLflowCurves",
         "maskrcnn.training.trackers.WandbCurves",
         "pytorch_lightning.Trainer",
-        "pytorch_lightning.callbacks.EarlyStopping",
         "pytorch_lightning.callbacks.ModelCheckpoint",
     }
 )

@@ -176,7 +176,7 @@ def primary_config(config_name: str, arguments: list[str]) -> tuple[Path, str, l
     Raises:
         UserError: The run cannot be continued.
     """
-    values = {key.lstrip("+"): value for key, _, value in (argument.partition("=") for argument in arguments)}
+    values = {key.lstrip("+~"): value for key, _, value in (argument.partition("=") for argument in arguments)}
     resume = _unquote(values.get("resume", "null"))
     if resume in ("null", "") or _SHOWN_ONLY & set(arguments):
         return config_folder(), config_name, arguments
@@ -185,9 +185,9 @@ def primary_config(config_name: str, arguments: list[str]) -> tuple[Path, str, l
     group = next((key for key in values if (config_folder() / key).is_dir()), None)
     if group:
         raise UserError(f"{group}={values[group]}: a resumed run keeps its own {group}; override single keys of it")
-    settled = next((key for key in values if key.startswith("optim.")), None)
+    settled = next((key for key in values if key.startswith("optim.") or key == "data.batch_size"), None)
     if settled:
-        raise UserError(f"{settled}: the optimizer goes on as it is in the checkpoint; leave this key out")
+        raise UserError(f"{settled}: a resumed run goes on with what is in the checkpoint; leave this key out")
     run_dir = _unquote(values.get("hydra.run.dir", ""))
     if resume == "auto":
         run = Path(run_dir).expanduser() if run_dir else newest_run(Path("outputs"))
@@ -259,7 +259,8 @@ def _unquote(value: str) -> str:
 
 def _remove_unused(folder: Path, *, since: float) -> None:
     """Remove the folder of a run that never got anywhere, unless something in it is older or of value."""
-    if _rank() or not folder.is_dir() or any(folder.glob("checkpoints/*")) or (folder / REPORT).exists():
+    valuable = [*folder.glob("checkpoints/*"), folder / "metrics.csv", folder / REPORT]
+    if _rank() or not folder.is_dir() or any(path.exists() for path in valuable):
         return
     if all(entry.stat().st_mtime >= since - 1 for entry in folder.rglob("*")):
         shutil.rmtree(folder)

@@ -290,6 +290,13 @@ def test_folder_with_checkpoints_stays(tmp_path):
     assert (folder / "train.log").exists()
 
 
+def test_folder_with_curves_stays(tmp_path):
+    folder = run_folder(tmp_path)
+    (folder / "metrics.csv").write_text("step")
+    _remove_unused(folder, since=time.time())
+    assert (folder / "metrics.csv").exists()
+
+
 def test_folder_with_something_older_stays(tmp_path):
     folder = run_folder(tmp_path)
     notes = folder / "notes.txt"

@@ -77,7 +77,6 @@ INTENDED: dict[str, dict[str, Any]] = {
     "data/voc": DATA
     | {f"{split}_annotations": f"ImageSets/Segmentation/{split}.txt" for split in ("train", "val", "test")}
     | {f"{split}_images": "JPEGImages" for split in ("train", "val", "test")},
-    "early_stopping/default": {"mode": "max", "patience": 5, "min_delta": 0.001},
     "logger/mlflow": {"mlflow.tracking_uri": '${oc.env:MLFLOW_TRACKING_URI,"sqlite:///outputs/mlflow.db"}'},
     "model/backbone/resnet18": {"name": "resnet18"},
     "model/mask_rcnn": {
@@ -93,7 +92,8 @@ INTENDED: dict[str, dict[str, Any]] = {
         "rpn.sampler.batch_size_per_image": 256,
         "rpn.sampler.positive_fraction": 0.5,
     },
-    "schedule/cosine_restarts": {"milestones": [8, 16]},
+    "schedule/constant": {"milestones": []},
+    "schedule/cosine_restarts": {"restarts": [8, 16]},
     "trainer/default": {
         "max_epochs": 24,
         "precision": "${native_precision:}",

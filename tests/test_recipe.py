@@ -45,7 +45,7 @@ RECIPE = {
     "optim.lr_scaling": None,
     "schedule._target_": "maskrcnn.training.schedules.cosine",
     "schedule.floor": 0.1,
-    "schedule.milestones": [],
+    "schedule.restarts": [],
     "trainer.max_epochs": 24,
     "trainer.sync_batchnorm": True,
     "ema.decay": 0.9999,
@@ -155,6 +155,20 @@ def test_run_that_no_longer_improves_ends_early(train, tmp_path):
     assert "early stopping: val/mask_ap" in outcome.out
 
 
+def test_run_that_has_ended_early_stays_ended(train, tmp_path):
+    stopping = ("early_stopping=default", "early_stopping.patience=1", "early_stopping.min_delta=2.0")
+    assert train("trainer.max_epochs=5", "optim.lr=1e-9", *stopping).code == 0
+    outcome = run("train", f"resume={tmp_path / 'checkpoints' / 'last.ckpt'}")
+    assert outcome.code == 0, outcome.err
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
+
+
+def test_unknown_score_to_watch_is_one_line(train):
+    outcome = train("trainer.max_epochs=1", "early_stopping=default", "early_stopping.monitor=val/foo")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: early_stopping.monitor=val/foo: is not logged; the scores are val/box_ap, ")
+
+
 def test_gradient_checkpointing_trains_the_same_weights(train, tmp_path):
     found = []
     for value in ("false", "true"):
@@ -199,6 +213,12 @@ def test_machine_without_a_compiler_is_one_line(train):
         outcome = train("compile=true")
     assert outcome.code == 1
     assert outcome.err == "error: compile=True: torch cannot compile on this machine (no C++ compiler)\n"
+
+
+def test_compilation_of_what_is_computed_twice_is_refused(train):
+    outcome = train("compile=true", "model.backbone.gradient_checkpointing=true")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: compile=True: not with model.backbone.gradient_checkpointing=true")
 
 
 @pytest.mark.slow

@@ -177,6 +177,15 @@ def test_resumed_run_ends_the_same(stop, root, whole, tmp_path, monkeypatch):
     assert_same_end(tmp_path, whole(*settings))
 
 
+def test_last_weights_are_scored_where_no_validation_was_due(root, whole, tmp_path, monkeypatch):
+    settings = ("trainer.check_val_every_n_epoch=3",)
+    scores = json.loads((whole(*settings) / "metrics.json").read_text())
+    assert scores["images"] == 3
+    killed(monkeypatch, Killer(step=STEPS + 1), root, tmp_path, *settings)
+    assert resume(tmp_path).code == 0
+    assert json.loads((tmp_path / "metrics.json").read_text()) == scores
+
+
 def test_killed_process_resumes_from_the_newest_run(root, whole, tmp_path, monkeypatch):
     """`kill -9` of a real process, which has one moment before its next checkpoint; then resume=auto."""
     folder = tmp_path / "outputs" / "run"
@@ -258,7 +267,9 @@ def test_missing_or_foreign_checkpoint_is_refused(content, message, tmp_path):
     [
         (["augment=none"], "augment=none: a resumed run keeps its own augment; override single keys of it"),
         (["hydra.run.dir=elsewhere"], "hydra.run.dir=elsewhere: a resumed run stays in its own folder"),
-        (["optim.lr=1"], "optim.lr: the optimizer goes on as it is in the checkpoint; leave this key out"),
+        (["~ema"], "ema=: a resumed run keeps its own ema; override single keys of it"),
+        (["data.batch_size=2"], "data.batch_size: a resumed run goes on with what is in the checkpoint"),
+        (["optim.lr=1"], "optim.lr: a resumed run goes on with what is in the checkpoint; leave this key out"),
         (["-m"], "resume: continues one run; not with --multirun"),
     ],
 )
@@ -268,6 +279,15 @@ def test_what_a_resumed_run_cannot_change_is_refused(arguments, message, run_fol
     assert outcome.code == 1
     assert outcome.err.startswith(f"error: {message}")
     assert files(run_folder) == before
+
+
+@pytest.mark.parametrize("argument", ["model.neck.out_channels=32", "model.backbone.norm=gn", "data.classes=[star]"])
+def test_model_that_does_not_fit_the_checkpoint_is_refused(argument, run_folder):
+    outcome = resume(run_folder, argument, "trainer.max_epochs=3")
+    assert outcome.code == 1
+    assert outcome.err.count("\n") == 1
+    assert outcome.err.startswith("error: resume: ")
+    assert outcome.err.endswith("leave model.* and data.classes as they are in the run, or use init=\n")
 
 
 def test_auto_without_a_run_is_refused(tmp_path, monkeypatch):

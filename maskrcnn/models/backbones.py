@@ -88,14 +88,18 @@ def _first_and_second_time(stage: nn.Module) -> tuple[AbstractContextManager, Ab
 def _without_running_statistics(stage: nn.Module) -> Iterator[None]:
     """They have seen this batch already."""
     norms = [m for m in stage.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    momenta = [norm.momentum for norm in norms]
+    counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    counted = [counter.clone() for counter in counters]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, state in zip(norms, states, strict=True):
-            norm.momentum, norm.num_batches_tracked = state
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for counter, count in zip(counters, counted, strict=True):
+            counter.copy_(count)
 
 
 def _norm_layer(norm: str, eps: float) -> Callable[[int], nn.Module]:

@@ -103,14 +103,19 @@ class MaskRCNN(nn.Module):
             mode: One of torch's modes; true for its default.
 
         Raises:
-            UserError: There is no such mode, or this machine has no compiler that torch can use.
+            UserError: There is no such mode, this machine has no compiler that torch can use, or the backbone
+                computes its activations twice.
         """
         modes = list(torch._inductor.list_mode_options())
         chosen = "default" if mode is True else mode
         if chosen not in modes:
             raise UserError(f"compile={mode}: must be false, true or one of {', '.join(modes)}")
+        if getattr(self.backbone, "gradient_checkpointing", False):
+            raise UserError(
+                f"compile={mode}: not with model.backbone.gradient_checkpointing=true; leave out one of them"
+            )
         try:
-            torch.compile(torch.square)(torch.ones(1, device="cuda" if torch.cuda.is_available() else "cpu"))
+            torch.compile(torch.square)(torch.ones(1, device=self.input.mean.device))
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"compile={mode}: torch cannot compile on this machine ({reason})") from error

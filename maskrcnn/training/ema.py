@@ -40,6 +40,11 @@ class EMA(WeightAveraging):
         """Share that the average keeps at optimizer step 1, 2, ...; 0 until the start."""
         return self.decay * (1 - math.exp(-max(step - self.start_step, 0) / self.tau))
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the average on the device that the model is about to be moved to."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
     @torch.no_grad()
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -51,10 +56,9 @@ class EMA(WeightAveraging):
         average, current = _tensors(self._average_model.module), _tensors(pl_module)  # type: ignore[union-attr]
         floats = [(a, c) for a, c in zip(average, current, strict=True) if a.is_floating_point()]
         others = [(a, c) for a, c in zip(average, current, strict=True) if not a.is_floating_point()]
-        averaged, weights = [a for a, _ in floats], [c for _, c in floats]
-        torch._foreach_lerp_(averaged, weights, 1 - self.decay_at(trainer.global_step))
-        for a, c in others:
-            a.copy_(c)
+        torch._foreach_lerp_([a for a, _ in floats], [c for _, c in floats], 1 - self.decay_at(trainer.global_step))
+        if others:
+            torch._foreach_copy_([a for a, _ in others], [c for _, c in others])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the weights as they are: the checkpoints hold the average, and training may go on from them."""

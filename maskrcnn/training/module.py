@@ -32,6 +32,7 @@ class MaskRCNNModule(LightningModule):
         optimizer: Makes the optimizer from the model, the pictures per step and `fused`, see `training/optimizers.py`.
         schedule: Makes the schedule from the optimizer, total_steps and steps_per_epoch.
         batch_size: Training pictures of a batch, per device.
+        compile: Whether backbone and neck are compiled, or torch's mode of it.
         config: Plain config that travels in the checkpoint.
         seed: With step and rank, the source of every random draw of a training step.
     """
@@ -46,6 +47,7 @@ class MaskRCNNModule(LightningModule):
         optimizer: Callable[..., Optimizer] | None = None,
         schedule: Callable[..., LRScheduler] | None = None,
         batch_size: int = 1,
+        compile: bool | str = False,
         config: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
@@ -55,9 +57,11 @@ class MaskRCNNModule(LightningModule):
         self.category_ids = category_ids or [category["id"] for category in categories]
         self.metric = CocoMetric(ground_truth)
         self.scores: dict[str, dict[str, float]] = {}
+        self.scored_step = -1
         self._make_optimizer = optimizer
         self._make_schedule = schedule
         self._batch_size = batch_size
+        self._compile = compile
         self._config = config or {}
         self._seed = seed
 
@@ -118,9 +122,28 @@ class MaskRCNNModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """COCO AP over all ranks, logged as val/box_ap ... val/mask_ar_large."""
         self.scores = self.metric.compute()
+        self.scored_step = self.trainer.global_step
         self.log_dict(
             {f"val/{kind}_{name}": value for kind, numbers in self.scores.items() for name, value in numbers.items()}
         )
+
+    def on_fit_start(self) -> None:
+        """Compile, once the device is known."""
+        if self._compile is not False:
+            self.model.compile_features(self._compile)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Hold the checkpoint of a run that goes on against the model.
+
+        Raises:
+            UserError: They differ.
+        """
+        here = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        there = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        changed = next((name for name in sorted(here | there) if here.get(name) != there.get(name)), None)
+        if changed or checkpoint[CHECKPOINT_KEY]["categories"] != self.categories:
+            what = f"{changed} is not what it was" if changed else "the classes are not what they were"
+            raise UserError(f"resume: {what}; leave model.* and data.classes as they are in the run, or use init=")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what evaluation and prediction need besides weights: plain types only."""

@@ -56,10 +56,6 @@ def conclude(trainer: Trainer, module: MaskRCNNModule) -> float | None:
     """Print the last validation's tables and where everything is; returns its mask AP."""
     if not module.scores or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
-    stopper = trainer.early_stopping_callback
-    if stopper and stopper.stopped_epoch and trainer.is_global_zero:
-        least = f" by {abs(stopper.min_delta)}" if stopper.min_delta else ""
-        print(f"early stopping: {stopper.monitor} has not improved{least} in {stopper.patience} validations")
     write_report(trainer, module)
     if trainer.is_global_zero:
         folder = Path(trainer.default_root_dir)

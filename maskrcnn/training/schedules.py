@@ -13,19 +13,19 @@ def cosine(
     *,
     total_steps: int,
     steps_per_epoch: int,
-    milestones: Sequence[float] = (),
+    restarts: Sequence[float] = (),
     gamma: float = 1.0,
     warmup_epochs: float = 0.0,
     warmup_factor: float = 0.001,
     floor: float = 0.1,
 ) -> LambdaLR:
-    """Half a cosine from 1 to `floor` over the run, or up to each of `milestones` and the end (SGDR, eq. 5).
+    """Half a cosine from 1 to `floor` over the run, or up to each of `restarts` and the end (SGDR, eq. 5).
 
     Args:
         optimizer: Whose learning rates are scheduled.
         total_steps: Steps of the whole run.
         steps_per_epoch: Steps of an epoch.
-        milestones: Epochs after which it starts again; none for a single one.
+        restarts: Epochs after which it starts again; none for a single one.
         gamma: Factor on each further cosine.
         warmup_epochs: Epochs of linear rise before the first.
         warmup_factor: Where the rise starts.
@@ -36,10 +36,10 @@ def cosine(
         raise ValueError(f"floor must be between 0 and 1, got {floor}")
     if not gamma > 0:
         raise ValueError(f"gamma must be above 0, got {gamma}")
-    if any(not epoch > warmup_epochs for epoch in milestones):
-        raise ValueError(f"milestones must come after the warm-up ({warmup_epochs} epochs), got {list(milestones)}")
-    restarts = sorted(round(epoch * steps_per_epoch) for epoch in milestones)
-    starts = [round(warmup_epochs * steps_per_epoch), *(step for step in restarts if step < total_steps)]
+    if any(not epoch > warmup_epochs for epoch in restarts):
+        raise ValueError(f"restarts must come after the warm-up ({warmup_epochs} epochs), got {list(restarts)}")
+    again = sorted(round(epoch * steps_per_epoch) for epoch in restarts)
+    starts = [round(warmup_epochs * steps_per_epoch), *(step for step in again if step < total_steps)]
     ends = [*starts[1:], total_steps]
 
     def factor(step: int) -> float:

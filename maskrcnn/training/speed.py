@@ -14,7 +14,7 @@ class Speed(Callback):
 
     perf/images_per_second: of all devices together.
     perf/data_wait: share of the time that this process waits for its next batch, in [0, 1].
-    perf/gpu_memory_gb: the most that tensors took on this process's GPU since the last time, in 1e9 bytes; not on
+    perf/gpu_memory_gb: the most that tensors have taken on this process's GPU in the run, in 1e9 bytes; not on
         a CPU, whose memory belongs to the data and to other programs too.
     """
 
@@ -48,7 +48,6 @@ class Speed(Callback):
             numbers = {"images_per_second": self._images / self._seconds, "data_wait": self._waited / self._seconds}
             if pl_module.device.type == "cuda":
                 numbers["gpu_memory_gb"] = torch.cuda.max_memory_allocated(pl_module.device) / 1e9
-                torch.cuda.reset_peak_memory_stats(pl_module.device)
             pl_module.log_dict({f"perf/{name}": number for name, number in numbers.items()}, batch_size=1)
             self._images, self._seconds, self._waited = 0, 0.0, 0.0
 

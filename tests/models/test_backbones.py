@@ -73,8 +73,8 @@ def test_frozen_stages_are_counted_from_the_stem(frozen_stages: int) -> None:
     assert [f.requires_grad for f in features] == [index >= frozen_stages for index in (1, 2, 3, 4)]
 
 
-@pytest.mark.parametrize("frozen_stages", [0, 2])
-def test_gradient_checkpointing_changes_no_number(frozen_stages: int) -> None:
+@pytest.mark.parametrize(("frozen_stages", "synchronised"), [(0, False), (2, False), (0, True)])
+def test_gradient_checkpointing_changes_no_number(frozen_stages: int, synchronised: bool) -> None:
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     found = []
     for gradient_checkpointing in (False, True):
@@ -85,6 +85,8 @@ def test_gradient_checkpointing_changes_no_number(frozen_stages: int) -> None:
             frozen_stages=frozen_stages,
             gradient_checkpointing=gradient_checkpointing,
         )
+        if synchronised:
+            backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
         calls: Counter[str] = Counter()
         for name in ("layer1", "layer4"):
             backbone.get_submodule(name).register_forward_pre_hook(lambda *_, n=name, c=calls: c.update([n]))

@@ -98,7 +98,6 @@ def trainer(tmp_path):
         num_devices=1,
         num_nodes=1,
         accelerator=SimpleNamespace(name=lambda: "cpu"),
-        early_stopping_callback=None,
         precision="32-true",
         log_every_n_steps=2,
         state=SimpleNamespace(fn="fit"),

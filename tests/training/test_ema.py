@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,3 +147,11 @@ def test_arguments_are_checked(argument):
     (name,) = argument
     with pytest.raises(ValueError, match=f"^{name} must be"):
         EMA(**argument)
+
+
+def test_average_is_made_where_the_model_will_be():
+    # Lightning sets callbacks up before it moves the model.
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    ema = EMA()
+    ema.setup(trainer, Small(), "fit")
+    assert {tensor.device.type for tensor in ema._average_model.state_dict().values()} == {"meta"}

@@ -51,7 +51,7 @@ def test_run_shorter_than_its_warmup_only_rises():
 
 
 def test_cosine_starts_again_at_each_milestone():
-    factors = rates(cosine, milestones=[6, 3.5], gamma=0.5, floor=0.2, warmup_epochs=1, warmup_factor=0.5)
+    factors = rates(cosine, restarts=[6, 3.5], gamma=0.5, floor=0.2, warmup_epochs=1, warmup_factor=0.5)
     assert factors[:10] == pytest.approx([0.5 + 0.5 * step / 10 for step in range(10)])
     for i, (start, end) in enumerate([(10, 35), (35, 60), (60, 100)]):
         expected = [0.2 + 0.4 * (1 + math.cos(math.pi * (step - start) / (end - start))) for step in range(start, end)]
@@ -60,14 +60,14 @@ def test_cosine_starts_again_at_each_milestone():
 
 
 def test_restarts_after_the_end_do_nothing():
-    assert rates(cosine, milestones=[10, 12]) == rates(cosine)
+    assert rates(cosine, restarts=[10, 12]) == rates(cosine)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"gamma": 0.0}, "gamma must be"),
-        ({"milestones": [1], "warmup_epochs": 2}, "milestones must come"),
+        ({"restarts": [1], "warmup_epochs": 2}, "restarts must come"),
         ({"floor": 2.0}, "floor must"),
     ],
 )
