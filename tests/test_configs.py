@@ -25,7 +25,7 @@ CONF = config_folder()
 BY_CODE = {
     "maskrcnn.data.coco.CocoDataset": {"annotations", "images", "cache"},
     "maskrcnn.data.voc.VocDataset": {"annotations", "images", "cache"},
-    "maskrcnn.models.necks.FPN": {"in_channels"},
+    **{f"maskrcnn.models.{n}": {"in_channels"} for n in ("bifpn.BiFPN", "necks.FPN", "necks.PANet")},
     "maskrcnn.models.rpn.RPN": {"in_channels", "anchors"},
     "maskrcnn.models.roi_heads.BoxHead": {"in_channels", "num_classes"},
     "maskrcnn.models.roi_heads.MaskHead": {"in_channels", "num_classes"},
@@ -39,6 +39,11 @@ STEPS = dict.fromkeys(
     ("mosaic", "jitter", "crop", "perspective", "flip", "color", "mixup", "copy_paste", "blur", "noise"), BUILT
 )
 DATA = {"augment": "${augment}", "seed": "${seed}", "size_divisor": "${model.input.size_divisor}", "dataset": BUILT}
+
+BACKBONES = {path.stem for path in CONF.glob("model/backbone/*.yaml")}
+# These two meet every option of the other groups; the others are trained once.
+PAIRED_BACKBONES = {"mobilenet_v3_small", "resnet18"}
+LARGE_BACKBONES = {"resnet101", "resnet152", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"}
 
 # Where a preset means to differ from the constructors' defaults; everything else is equal.
 INTENDED: dict[str, dict[str, Any]] = {
@@ -78,7 +83,7 @@ INTENDED: dict[str, dict[str, Any]] = {
     | {f"{split}_annotations": f"ImageSets/Segmentation/{split}.txt" for split in ("train", "val", "test")}
     | {f"{split}_images": "JPEGImages" for split in ("train", "val", "test")},
     "logger/mlflow": {"mlflow.tracking_uri": '${oc.env:MLFLOW_TRACKING_URI,"sqlite:///outputs/mlflow.db"}'},
-    "model/backbone/resnet18": {"name": "resnet18"},
+    **{f"model/backbone/{name}": {"name": name} for name in sorted(BACKBONES - {"resnet50", "mobilenet_v2", "timm"})},
     "model/mask_rcnn": {
         "loss_weights": dict.fromkeys(LOSSES, 1.0),
         "rpn.box_loss": "giou",
@@ -91,6 +96,14 @@ INTENDED: dict[str, dict[str, Any]] = {
         "rpn.matcher.allow_low_quality": True,
         "rpn.sampler.batch_size_per_image": 256,
         "rpn.sampler.positive_fraction": 0.5,
+    },
+    "model/roi/cascade": {
+        "stages.1.coder_weights": [20.0, 20.0, 10.0, 10.0],
+        "stages.1.matcher.high_threshold": 0.6,
+        "stages.1.matcher.low_threshold": 0.6,
+        "stages.2.coder_weights": [30.0, 30.0, 15.0, 15.0],
+        "stages.2.matcher.high_threshold": 0.7,
+        "stages.2.matcher.low_threshold": 0.7,
     },
     "schedule/constant": {"milestones": []},
     "schedule/cosine_restarts": {"restarts": [8, 16]},
@@ -222,7 +235,9 @@ def pairwise(groups: dict[str, list[str]]) -> list[dict[str, str]]:
 
 
 # test_monitoring.py runs those that need a package of their own.
-RUNNABLE = [choice for choice in BUILDING if choice not in {("logger", "mlflow"), ("logger", "wandb")}]
+ELSEWHERE = {("logger", "mlflow"), ("logger", "wandb")}
+ELSEWHERE |= {("model/backbone", name) for name in BACKBONES - PAIRED_BACKBONES}
+RUNNABLE = [choice for choice in BUILDING if choice not in ELSEWHERE]
 ROWS = pairwise({group: [o for g, o in RUNNABLE if g == group] for group, _ in RUNNABLE})
 ROWS += [{"experiment": name} for name in GROUPS["experiment"]]
 
@@ -272,11 +287,30 @@ def test_options_train_together(row, roots, tmp_path):
     drawing = [f"data.draw.{size}" for size in ("train_images=4", "val_images=2", "image_size=64")]
     outcome = run(
         "train",
-        *(f"{group}={option}" for group, option in row.items()),
         *TRIAL,
+        *(f"{group}={option}" for group, option in row.items()),  # the later backbone is the one that counts
         *(drawing if data == "shapes" else ()),
+        # A cascade refuses the boxes per class that torchvision's preset has.
+        *(["model.box_head.class_agnostic=true"] if row.get("model/roi") == "cascade" else ()),
         f"data.root={roots[data]}",
         f"hydra.run.dir={tmp_path}",
     )
+    assert outcome.code == 0, outcome.err
+    assert "3 training and 2 validation pictures" in outcome.out
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LARGE_BACKBONES else ())
+        for name in sorted(BACKBONES - PAIRED_BACKBONES)
+    ],
+)
+def test_every_backbone_trains(name, roots, tmp_path):
+    chosen = [f"model/backbone={name}"]
+    if name == "timm":
+        pytest.importorskip("timm")
+        chosen.append("model.backbone.name=test_convnext")
+    outcome = run("train", *TRIAL, *chosen, f"data.root={roots['coco']}", f"hydra.run.dir={tmp_path}")
     assert outcome.code == 0, outcome.err
     assert "3 training and 2 validation pictures" in outcome.out

@@ -52,6 +52,12 @@ RECIPE = {
 }
 LSJ = {
     "model.backbone.weights": None,
+    "model.neck.norm": "bn",
+    "model.box_head.num_convs": 4,
+    "model.box_head.num_fcs": 1,
+    "model.box_head.norm": "bn",
+    "model.box_head.box_loss": "l1",
+    "model.mask_head.norm": "bn",
     "data.batch_size": 8,
     "data.max_size": 1024,
     "augment.jitter.p": 1.0,
@@ -75,7 +81,7 @@ LSJ = {
             {
                 "model.backbone.norm": "frozen_bn",
                 "model.box_head.class_agnostic": False,
-                "model.rpn.box_loss": "smooth_l1",
+                "model.rpn.box_loss": "l1",
                 "model.input.min_size": 800,
                 "augment.mosaic.p": 0.0,
                 "optim.lr": 0.02,

@@ -16,7 +16,7 @@ from torchvision.ops import distance_box_iou_loss, generalized_box_iou_loss
 
 from maskrcnn.ops.boxes import decode_boxes, encode_boxes
 
-BoxLossName = Literal["smooth_l1", "iou", "giou", "diou", "ciou"]
+BoxLossName = Literal["l1", "smooth_l1", "iou", "giou", "diou", "ciou"]
 # What the sum of the box losses is divided by: all sampled references (Faster R-CNN, Fast R-CNN), or those alone
 # that have a box, which gives the IoU losses, at most 2 each, the weight of the classification loss.
 BoxLossNormalizer = Literal["sampled", "positive"]
@@ -85,11 +85,11 @@ def box_regression_loss(
 ) -> Tensor:
     """Sum over N of the loss `name`, in float32.
 
-    `smooth_l1` compares deltas (Fast R-CNN, eq. 3, quadratic below `beta`); the IoU family compares the
+    `l1` and `smooth_l1` (Fast R-CNN, eq. 3, quadratic below `beta`) compare deltas; the IoU family compares the
     decoded boxes.
     """
     deltas = deltas.float()
-    if name == "smooth_l1":
+    if name in ("l1", "smooth_l1"):
         target = encode_boxes(boxes, references, weights)
-        return F.smooth_l1_loss(deltas, target, beta=beta, reduction="sum")
+        return F.smooth_l1_loss(deltas, target, beta=beta if name == "smooth_l1" else 0.0, reduction="sum")
     return _IOU_LOSSES[name](decode_boxes(deltas, references, weights), boxes).sum()

@@ -131,7 +131,7 @@ class MaskRCNN(nn.Module):
         _check_targets(targets)
         features = self._features(self.input(batch))
         proposals, losses = self.rpn(features, batch, targets)
-        losses |= self.roi_heads.losses(features, proposals, targets)
+        losses |= self.roi_heads.losses(features, proposals, targets, batch.sizes)
         return {name: loss * self.loss_weights[name] for name, loss in losses.items()}
 
     @torch.no_grad()

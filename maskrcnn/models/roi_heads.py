@@ -1,9 +1,10 @@
-"""Box and mask heads on the proposals (Mask R-CNN, section 3).
+"""RoI heads: sample, refine, classify and segment the proposals (Mask R-CNN, section 3; Cascade R-CNN, section 4).
 
 B images, K classes, R sampled RoIs of the whole batch, D detections of an image, M mask resolution
 proposals    list of B [P_i, 4]
 targets      list of B dicts: boxes [G, 4], labels [G], masks uint8 [G, S, S] (each cropped to its box),
              has_mask bool [G] (False where only the box is known: no mask is learnt there)
+sizes        list of B (height, width), what the boxes are cut to
 scores       logits [R, K + 1], background first
 deltas       [R, (K + 1) * 4] per class, or [R, 4] class-agnostic
 mask_logits  [R, K + 1, M, M]
@@ -12,7 +13,6 @@ detections   list of B dicts: boxes [D, 4], labels [D], scores [D], mask_probs [
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import cast
 
 import torch
@@ -20,105 +20,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
-from maskrcnn.models.losses import (
-    BoxLossName,
-    BoxLossNormalizer,
-    box_regression_loss,
-    check_box_loss,
-    check_coder_weights,
-)
-from maskrcnn.models.matching import BalancedSampler, Matcher
+from maskrcnn.models.box_heads import BoxHead
+from maskrcnn.models.losses import box_regression_loss, check_coder_weights
+from maskrcnn.models.mask_heads import MaskHead
+from maskrcnn.models.matching import BELOW, BalancedSampler, Matcher
 from maskrcnn.models.roi_align import RoIAlign
 from maskrcnn.ops.boxes import decode_boxes
 from maskrcnn.ops.image_batch import ImageBatch
-from maskrcnn.ops.masks import PASTE_RULES, sample_mask_targets
+from maskrcnn.ops.masks import sample_mask_targets
 
-
-class BoxHead(nn.Module):
-    """Two fully connected layers, then class scores and box deltas.
-
-    Args:
-        in_channels: Channels of the features, from the neck.
-        num_classes: Foreground classes.
-        resolution: Side of the pooled map.
-        hidden_dim: Width of the two layers.
-        class_agnostic: One box for all classes instead of one per class.
-        box_loss: `smooth_l1`, `iou`, `giou`, `diou` or `ciou`.
-        box_loss_normalizer: Its sum is divided by the number of all `sampled` or of the `positive` RoIs.
-        smooth_l1_beta: Where smooth L1 turns from quadratic to linear.
-    """
-
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        num_classes: int,
-        resolution: int = 7,
-        hidden_dim: int = 1024,
-        class_agnostic: bool = False,
-        box_loss: BoxLossName = "smooth_l1",
-        box_loss_normalizer: BoxLossNormalizer = "sampled",
-        smooth_l1_beta: float = 1 / 9,
-    ) -> None:
-        super().__init__()
-        check_box_loss(box_loss, box_loss_normalizer)
-        self.resolution = resolution
-        self.class_agnostic = class_agnostic
-        self.box_loss = box_loss
-        self.box_loss_normalizer = box_loss_normalizer
-        self.smooth_l1_beta = smooth_l1_beta
-        self.fc1 = nn.Linear(in_channels * resolution**2, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, hidden_dim)
-        self.scores = nn.Linear(hidden_dim, num_classes + 1)
-        self.deltas = nn.Linear(hidden_dim, 4 if class_agnostic else (num_classes + 1) * 4)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled maps [R, C, resolution, resolution] -> scores [R, K + 1], deltas [R, (K + 1) * 4 or 4]."""
-        x = F.relu(self.fc1(x.flatten(1)))
-        x = F.relu(self.fc2(x))
-        return self.scores(x).float(), self.deltas(x).float()
-
-
-class MaskHead(nn.Module):
-    """Convolutions, one doubling of the resolution, and a mask per class (Mask R-CNN, figure 4, right).
-
-    Args:
-        in_channels: Channels of the features, from the neck.
-        num_classes: Foreground classes.
-        resolution: Side of the pooled map; the mask is twice as large.
-        num_convs: 3 x 3 convolutions before the doubling.
-        channels: Their width.
-        paste: How a mask is laid into the picture: `torchvision` or `detectron2`, see `ops.masks`.
-    """
-
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        num_classes: int,
-        resolution: int = 14,
-        num_convs: int = 4,
-        channels: int = 256,
-        paste: str = "torchvision",
-    ) -> None:
-        super().__init__()
-        if paste not in PASTE_RULES:
-            raise ValueError(f"paste must be one of {', '.join(PASTE_RULES)}, got {paste!r}")
-        self.resolution = resolution
-        self.paste = paste
-        widths = [in_channels] + [channels] * num_convs
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
-        self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
-        self.logits = nn.Conv2d(channels, num_classes + 1, 1)
-        for layer in (*self.convs, self.upsample, self.logits):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pooled maps [R, C, resolution, resolution] -> mask_logits [R, K + 1, M, M], M = 2 * resolution."""
-        for conv in self.convs:
-            x = F.relu(conv(x))
-        return self.logits(F.relu(self.upsample(x)))
+# RoIs of each image, positives first, their labels (0 for background), and what the positives match.
+_Sample = tuple[list[Tensor], list[Tensor], list[Tensor]]
 
 
 class RoIStage:
@@ -140,8 +52,8 @@ class RoISettings:
     """Rounds of box refinement.
 
     Attributes:
-        stages: Each round has a box head of its own.
-        sampler: RoIs that enter the losses.
+        stages: Each round has a box head of its own and refines the boxes of the round before.
+        sampler: RoIs that enter the losses; later rounds keep those of the first.
     """
 
     stages: Sequence[RoIStage]
@@ -150,6 +62,11 @@ class RoISettings:
 
 class RoIHeads(nn.Module):
     """Samples RoIs in training, refines and scores them, and predicts their masks.
+
+    With several stages (Cai and Vasconcelos 2018, section 4) each takes the boxes that the one before made of its
+    own, without gradient, and labels them by its own matcher. Their losses are summed, and the gradient that each
+    sends into the features is divided by their number. Scores are averaged over the stages, boxes are the last
+    one's. Masks are learnt on the RoIs of the first stage and predicted on the final boxes.
 
     Args:
         in_channels: Channels of the features, from the neck.
@@ -178,75 +95,66 @@ class RoIHeads(nn.Module):
         detections_per_image: int,
     ) -> None:
         super().__init__()
-        if len(roi.stages) != 1:
-            raise ValueError(f"roi.stages must hold exactly one stage, got {len(roi.stages)}")
+        if not roi.stages:
+            raise ValueError("roi.stages must hold at least one stage")
         self.strides = strides
         self.stages = roi.stages
         self.sampler = roi.sampler
         self.roi_align = roi_align
-        self.box_heads = nn.ModuleList(box_head(in_channels=in_channels, num_classes=num_classes) for _ in roi.stages)
+        box_heads = [box_head(in_channels=in_channels, num_classes=num_classes) for _ in roi.stages]
+        if len(box_heads) > 1 and not box_heads[0].class_agnostic:
+            raise ValueError(
+                f"box_head.class_agnostic must be true where roi has {len(box_heads)} stages: "
+                "each hands one box to the next, whatever its class"
+            )
+        self.box_heads = nn.ModuleList(box_heads)
         self.mask_head = mask_head(in_channels=in_channels, num_classes=num_classes)
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.detections_per_image = detections_per_image
 
-    @property
-    def _box_head(self) -> BoxHead:
-        return cast(BoxHead, self.box_heads[0])
-
     def losses(
-        self, features: list[Tensor], proposals: list[Tensor], targets: list[dict[str, Tensor]]
+        self,
+        features: list[Tensor],
+        proposals: list[Tensor],
+        targets: list[dict[str, Tensor]],
+        sizes: list[tuple[int, int]],
     ) -> dict[str, Tensor]:
-        """`loss_classifier`, `loss_box_reg` and `loss_mask`, for a batch of any number of instances."""
-        stage, head = self.stages[0], self._box_head
-        rois, labels, matches = self._sample(proposals, targets, stage.matcher)
-        scores, deltas = head(self._pool(features, rois, head.resolution))
-        label = torch.cat(labels)
-        positive = torch.where(label > 0)[0]
-        matched_boxes = torch.cat([target["boxes"][match] for target, match in zip(targets, matches, strict=True)])
-        box_loss = box_regression_loss(
-            head.box_loss,
-            _of_class(deltas, label)[positive],
-            references=torch.cat(rois)[positive],
-            boxes=matched_boxes,
-            weights=stage.coder_weights,
-            beta=head.smooth_l1_beta,
-        )
-        count = len(label) if head.box_loss_normalizer == "sampled" else max(len(positive), 1)
-        # The positives come first in each image.
-        positive_rois = [roi[: len(match)] for roi, match in zip(rois, matches, strict=True)]
-        positive_labels = [one[: len(match)] for one, match in zip(labels, matches, strict=True)]
+        """`loss_classifier` and `loss_box_reg`, each the sum over the stages, and `loss_mask`.
+
+        The batch may have any number of instances.
+        """
+        boxes, classifier, box_reg = proposals, [], []
+        samples: list[_Sample] = []
+        for stage, head in self._rounds():
+            sample = _relabel(boxes, targets, stage.matcher) if samples else self._sample(boxes, targets, stage.matcher)
+            rois, labels, _ = sample
+            pooled = self._pool(features, rois, head.resolution)
+            if len(self.stages) > 1 and pooled.requires_grad:
+                pooled.register_hook(lambda gradient: gradient / len(self.stages))
+            scores, deltas = head(pooled)
+            label = torch.cat(labels)
+            classifier.append(F.cross_entropy(scores, label) if len(label) else scores.sum())
+            box_reg.append(_box_loss(head, stage, deltas, sample, targets))
+            samples.append(sample)
+            if len(samples) < len(self.stages):
+                boxes = _refine(deltas, rois, stage, sizes)
         return {
-            "loss_classifier": F.cross_entropy(scores, label),
-            "loss_box_reg": box_loss / count + deltas.sum() * 0,
-            "loss_mask": self._mask_loss(features, positive_rois, positive_labels, matches, targets),
+            "loss_classifier": torch.stack(classifier).sum(),
+            "loss_box_reg": torch.stack(box_reg).sum(),
+            "loss_mask": self._mask_loss(features, samples[0], targets),
         }
 
     @torch.no_grad()
-    def _sample(
-        self, proposals: list[Tensor], targets: list[dict[str, Tensor]], matcher: Matcher
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """RoIs of each image, positives first, their labels (0 for background), and what the positives match."""
-        rois, labels, matches = [], [], []
-        for proposal, target in zip(proposals, targets, strict=True):
-            candidates = torch.cat((proposal, target["boxes"]))
-            match = matcher(target["boxes"], candidates)
-            positive, negative = self.sampler(match)
-            matched = match[positive]
-            rois.append(candidates[torch.cat((positive, negative))])
-            labels.append(torch.cat((target["labels"][matched], torch.zeros_like(negative))))
-            matches.append(matched)
-        return rois, labels, matches
+    def _sample(self, proposals: list[Tensor], targets: list[dict[str, Tensor]], matcher: Matcher) -> _Sample:
+        """Of the proposals and the ground truth."""
+        candidates = [torch.cat((boxes, target["boxes"])) for boxes, target in zip(proposals, targets, strict=True)]
+        return _label(candidates, targets, matcher, self.sampler)
 
-    def _mask_loss(
-        self,
-        features: list[Tensor],
-        rois: list[Tensor],
-        labels: list[Tensor],
-        matches: list[Tensor],
-        targets: list[dict[str, Tensor]],
-    ) -> Tensor:
+    def _mask_loss(self, features: list[Tensor], sample: _Sample, targets: list[dict[str, Tensor]]) -> Tensor:
         """Binary cross-entropy of the mask of the true class, over positives only (Mask R-CNN, section 3)."""
+        matches = sample[2]
+        rois, labels = ([one[: len(match)] for one, match in zip(of, matches, strict=True)] for of in sample[:2])
         known = [target["has_mask"][match] for target, match in zip(targets, matches, strict=True)]
         rois, label_lists, matches = (
             [one[k] for one, k in zip(of, known, strict=True)] for of in (rois, labels, matches)
@@ -267,14 +175,18 @@ class RoIHeads(nn.Module):
     @torch.no_grad()
     def detect(self, features: list[Tensor], proposals: list[Tensor], batch: ImageBatch) -> list[dict[str, Tensor]]:
         """Detections of each image in pixels of the batch, best first."""
-        stage, head = self.stages[0], self._box_head
         counts = [len(proposal) for proposal in proposals]
-        scores, deltas = head(self._pool(features, proposals, head.resolution))
-        probs = scores.softmax(-1)
-        boxes = decode_boxes(deltas.unflatten(1, (-1, 4)), torch.cat(proposals), stage.coder_weights)
+        rois, probs = proposals, []
+        for stage, head in self._rounds():
+            scores, deltas = head(self._pool(features, rois, head.resolution))
+            probs.append(scores.softmax(-1))
+            if len(probs) < len(self.stages):
+                rois = _refine(deltas, rois, stage, batch.sizes)
+        boxes = decode_boxes(deltas.unflatten(1, (-1, 4)), torch.cat(rois), stage.coder_weights)
+        mean = torch.stack(probs).mean(dim=0)
         detections = [
             self._select(prob, box, size)
-            for prob, box, size in zip(probs.split(counts), boxes.split(counts), batch.sizes, strict=True)
+            for prob, box, size in zip(mean.split(counts), boxes.split(counts), batch.sizes, strict=True)
         ]
         logits = self.mask_head(self._pool(features, [d["boxes"] for d in detections], self.mask_head.resolution))
         labels = torch.cat([d["labels"] for d in detections])
@@ -298,6 +210,60 @@ class RoIHeads(nn.Module):
 
     def _pool(self, features: list[Tensor], boxes: list[Tensor], resolution: int) -> Tensor:
         return self.roi_align(features, boxes, strides=self.strides, output_size=resolution)
+
+    def _rounds(self) -> list[tuple[RoIStage, BoxHead]]:
+        return [(stage, cast(BoxHead, head)) for stage, head in zip(self.stages, self.box_heads, strict=True)]
+
+
+def _label(
+    candidates: list[Tensor],
+    targets: list[dict[str, Tensor]],
+    matcher: Matcher,
+    choose: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> _Sample:
+    """Those candidates whose match makes `choose` take them as positives or negatives."""
+    rois, labels, matches = [], [], []
+    for boxes, target in zip(candidates, targets, strict=True):
+        match = matcher(target["boxes"], boxes)
+        positive, negative = choose(match)
+        matched = match[positive]
+        rois.append(boxes[torch.cat((positive, negative))])
+        labels.append(torch.cat((target["labels"][matched], torch.zeros_like(negative))))
+        matches.append(matched)
+    return rois, labels, matches
+
+
+@torch.no_grad()
+def _relabel(refined: list[Tensor], targets: list[dict[str, Tensor]], matcher: Matcher) -> _Sample:
+    """All refined boxes that have an area."""
+    kept = [boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)] for boxes in refined]
+    return _label(kept, targets, matcher, lambda match: (torch.where(match >= 0)[0], torch.where(match == BELOW)[0]))
+
+
+@torch.no_grad()
+def _refine(deltas: Tensor, rois: list[Tensor], stage: RoIStage, sizes: list[tuple[int, int]]) -> list[Tensor]:
+    """What class-agnostic deltas [R, 4] make of the RoIs, cut to the pictures."""
+    boxes = decode_boxes(deltas, torch.cat(rois), stage.coder_weights).split([len(roi) for roi in rois])
+    return [clip_boxes_to_image(box, size) for box, size in zip(boxes, sizes, strict=True)]
+
+
+def _box_loss(
+    head: BoxHead, stage: RoIStage, deltas: Tensor, sample: _Sample, targets: list[dict[str, Tensor]]
+) -> Tensor:
+    """The regression loss of the positives, which keeps the graph whole where there are none."""
+    rois, labels, matches = sample
+    label = torch.cat(labels)
+    positive = torch.where(label > 0)[0]
+    loss = box_regression_loss(
+        head.box_loss,
+        _of_class(deltas, label)[positive],
+        references=torch.cat(rois)[positive],
+        boxes=torch.cat([target["boxes"][match] for target, match in zip(targets, matches, strict=True)]),
+        weights=stage.coder_weights,
+        beta=head.smooth_l1_beta,
+    )
+    count = len(label) if head.box_loss_normalizer == "sampled" else len(positive)
+    return loss / max(count, 1) + deltas.sum() * 0
 
 
 def _of_class(deltas: Tensor, labels: Tensor) -> Tensor:

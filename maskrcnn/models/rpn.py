@@ -41,7 +41,7 @@ class RPN(nn.Module):
         min_size: Proposals with a shorter side, in pixels, are dropped.
         matcher: Anchors to ground truth.
         sampler: Anchors that enter the loss.
-        box_loss: `smooth_l1`, `iou`, `giou`, `diou` or `ciou`.
+        box_loss: `l1`, `smooth_l1`, `iou`, `giou`, `diou` or `ciou`.
         box_loss_normalizer: Its sum is divided by the number of all `sampled` or of the `positive` anchors.
         smooth_l1_beta: Where smooth L1 turns from quadratic to linear.
         coder_weights: Scales of dx, dy, dw, dh.

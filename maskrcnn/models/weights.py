@@ -7,6 +7,8 @@ import hashlib
 import pickle
 import re
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -167,35 +169,52 @@ def _rows_per_class(name: str) -> int:
     return _ROWS_PER_CLASS[match[1]] if match else 0
 
 
-def load_backbone_weights(body: nn.Module, *, name: str, weights: str) -> None:
-    """Load ImageNet weights into a torchvision classifier: `default` or a state-dict file.
+def load_backbone_weights(backbone: nn.Module, *, name: str, weights: str, optional: str = "") -> None:
+    """Load ImageNet weights into a backbone whose parameters are named as in the file.
+
+    Args:
+        backbone: A classifier of torchvision or timm without its end; what the file has beyond it is left out.
+        name: Of the network, in torchvision where `weights` is `default`.
+        weights: `default` for torchvision's best, or a state-dict file.
+        optional: Pattern of the names that the file may lack.
 
     Raises:
         UserError: The file is missing or does not fit, or the download fails.
     """
     key = "model.backbone.weights"
-    if weights == "default":
-        choice = get_model_weights(name).DEFAULT
-        try:
-            state = choice.get_state_dict(progress=False, check_hash=True)
-        except (URLError, OSError, RuntimeError) as error:
-            folder = Path(torch.hub.get_dir()) / "checkpoints"
-            raise UserError(
-                f"{key}=default: cannot download {choice.url} ({error}); put that file into {folder}, "
-                f"or set {key} to a local file, or to null for random weights"
-            ) from None
-    else:
-        state = load_file(Path(weights).expanduser(), key)
-    expected = {n: v.shape for n, v in body.state_dict().items() if not n.startswith("fc.")}
-    found = {n: v.shape for n, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
-    wrong = [n for n, shape in expected.items() if found.get(n) != shape and not n.endswith("num_batches_tracked")]
+    state = _download(name, key) if weights == "default" else load_file(Path(weights).expanduser(), key)
+    # timm flattens stages.0 to stages_0 where a network gives feature maps.
+    found = {n.replace(".", "_"): v for n, v in state.items() if isinstance(v, Tensor)} if _is_state(state) else {}
+    chosen, wrong = {}, []
+    for n, current in backbone.state_dict().items():
+        value = found.get(n.replace(".", "_"))
+        if value is not None and value.shape == current.shape:
+            chosen[n] = value
+        elif value is not None or not (n.endswith("num_batches_tracked") or re.fullmatch(optional, n)):
+            wrong.append(n)
     if wrong:
         raise UserError(f"{key}={weights}: does not fit {name}: {wrong[0]} is missing or of another shape")
-    body.load_state_dict({n: v for n, v in state.items() if n in expected}, strict=False)
+    backbone.load_state_dict(chosen, strict=False)
+
+
+def _is_state(content: Any) -> bool:
+    return isinstance(content, dict) and all(isinstance(name, str) for name in content)
+
+
+def _download(name: str, key: str) -> dict[str, Any]:
+    choice = get_model_weights(name).DEFAULT
+    try:
+        return choice.get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise UserError(
+            f"{key}=default: cannot download {choice.url} ({error}); put {Path(choice.url).name} into {folder}, "
+            f"or set {key} to a local file, or to null for random weights"
+        ) from None
 
 
 def load_file(path: Path, key: str, *, mmap: bool = False) -> Any:
-    """What `torch.save` wrote, tensors and plain types alone.
+    """What `torch.save` wrote, or a `.safetensors` file: tensors and plain types alone.
 
     Args:
         path: The file.
@@ -208,6 +227,8 @@ def load_file(path: Path, key: str, *, mmap: bool = False) -> Any:
     if not path.is_file():
         raise UserError(f"{key}={path}: no such file")
     try:
+        if path.suffix == ".safetensors":
+            return _load_safetensors(path, key)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
         raise UserError(
@@ -217,6 +238,15 @@ def load_file(path: Path, key: str, *, mmap: bool = False) -> Any:
     except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError, AttributeError, UnicodeDecodeError) as e:
         reason = (str(e) or type(e).__name__).splitlines()[0][:100]
         raise UserError(f"{key}={path}: not a checkpoint, or a damaged one ({reason})") from None
+
+
+def _load_safetensors(path: Path, key: str) -> dict[str, Tensor]:
+    if find_spec("safetensors") is None:
+        raise UserError(f"{key}={path}: safetensors is not installed; pip install 'maskrcnn-lightning[timm]'")
+    try:
+        return import_module("safetensors.torch").load_file(path)
+    except import_module("safetensors").SafetensorError as error:
+        raise ValueError(error) from None
 
 
 def _read_torchvision(path: Path, content: dict[str, Tensor], key: str) -> Weights:

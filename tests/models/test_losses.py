@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
+from torchvision.ops import box_iou, complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from maskrcnn.models.losses import (
     BoxLossName,
@@ -16,7 +16,7 @@ from maskrcnn.models.losses import (
 )
 from maskrcnn.ops.boxes import encode_boxes
 
-NAMES: list[BoxLossName] = ["smooth_l1", "iou", "giou", "diou", "ciou"]
+NAMES: list[BoxLossName] = ["l1", "smooth_l1", "iou", "giou", "diou", "ciou"]
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
@@ -85,6 +85,26 @@ def test_smooth_l1_by_hand(beta: float) -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_l1_by_hand_whatever_beta_is() -> None:
+    references, boxes = torch.tensor([[0.0, 0, 10, 20]]), torch.tensor([[5.0, 10, 15, 20]])
+    # Targets: 10 * 0.5, 10 * 0.25, 0, 5 ln 0.5.
+    deltas = torch.tensor([[5.05, 2.0, -0.3, 0.0]], requires_grad=True)
+    loss = box_regression_loss("l1", deltas, references=references, boxes=boxes, weights=WEIGHTS, beta=1.0)
+    assert loss.item() == pytest.approx(0.05 + 0.5 + 0.3 + 5 * math.log(2), rel=1e-5)
+    loss.backward()
+    assert deltas.grad is not None
+    assert deltas.grad.tolist() == [[1, -1, -1, 1]]
+
+
+def test_iou_equals_torchvision() -> None:
+    predicted, boxes = random_pairs(100)
+    predicted[:20] = boxes[:20]
+    predicted[20:40] += 200  # apart
+    expected = 1 - box_iou(predicted, boxes).diagonal()
+    assert (expected == 1).sum() >= 20
+    torch.testing.assert_close(iou_loss(predicted, boxes), expected, rtol=1e-5, atol=1e-6)
+
+
 def random_pairs(count: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     pairs = []
@@ -112,11 +132,11 @@ def test_losses_and_gradients_equal_torchvision(name: BoxLossName, theirs: Calla
     torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("function", [iou_loss, ciou_loss])
+@pytest.mark.parametrize("function", [iou_loss, generalized_box_iou_loss, distance_box_iou_loss, ciou_loss])
 def test_gradients_agree_with_finite_differences(function: Callable[[Tensor, Tensor], Tensor]) -> None:
     predicted, boxes = (t.double() for t in random_pairs(20))
     predicted.requires_grad_()
-    if function is iou_loss:
+    if function is not ciou_loss:
         torch.autograd.gradcheck(lambda p: function(p, boxes), (predicted,))
         return
     # The weight of the aspect term is a constant to the gradient (CIoU, eq. 11): move the boxes without
@@ -181,6 +201,37 @@ def test_losses_and_gradients_stay_finite(name: BoxLossName, deltas: list[float]
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "box",
+    [
+        [10.0, 20.0, 50.0, 70.0],  # the reference itself
+        [10.0, 20.0, 50.0, 70.00001],
+        [10.0, 20.0, 10.001, 20.001],  # as small as a box may be
+        [10.0, 20.0, 10.001, 1e4],
+        [50.0, 70.0, 90.0, 90.0],  # corners meet
+        [50.0, 20.0, 90.0, 70.0],  # sides meet
+        [9e3, 9e3, 9.9e3, 9.9e3],  # far off
+        [20.0, 30.0, 30.0, 40.0],  # inside
+    ],
+)
+def test_losses_and_gradients_stay_finite_for_any_box(name: BoxLossName, box: list[float]) -> None:
+    deltas = torch.zeros(1, 4, requires_grad=True)
+    references = torch.tensor([[10.0, 20.0, 50.0, 70.0]])
+    loss = box_regression_loss(
+        name, deltas, references=references, boxes=torch.tensor([box]), weights=WEIGHTS, beta=1 / 9
+    )
+    loss.backward()
+    assert loss.isfinite()
+    assert loss >= 0
+    if box == references[0].tolist():
+        assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert deltas.grad is not None
+    assert deltas.grad.isfinite().all()
+    if name in ("giou", "diou", "ciou") and box[0] >= 50:
+        assert deltas.grad.any()  # they pull boxes together that do not overlap
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_descending_the_gradient_finds_the_box(name: BoxLossName) -> None:
     references, boxes = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[3.0, 2, 11, 16]])
     deltas = torch.zeros(1, 4, requires_grad=True)
@@ -226,9 +277,9 @@ def test_half_precision_deltas_are_computed_in_float32(name: BoxLossName) -> Non
     assert torch.equal(loss, box_regression_loss(name, deltas.float(), **arguments))
 
 
-@pytest.mark.parametrize("name", ["l1", "GIoU", ""])
+@pytest.mark.parametrize("name", ["l2", "GIoU", ""])
 def test_an_unknown_loss_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(ValueError, match="box_loss must be one of smooth_l1, iou, giou, diou, ciou"):
+    with pytest.raises(ValueError, match="box_loss must be one of l1, smooth_l1, iou, giou, diou, ciou"):
         check_box_loss(name, "sampled")
 
 

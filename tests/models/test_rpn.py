@@ -167,7 +167,7 @@ def test_more_convolutions_come_before_the_predictions() -> None:
         ("post_nms_top_n_test", 0),
         ("nms_thresh", 0.0),
         ("nms_thresh", 1.5),
-        ("box_loss", "l1"),
+        ("box_loss", "l2"),
         ("coder_weights", (1.0, 1.0, 1.0)),
         ("coder_weights", (1.0, 1.0, 1.0, 0.0)),
     ],

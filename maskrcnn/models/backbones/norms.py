@@ -1,0 +1,28 @@
+"""The normalisations that a backbone can be built with."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+
+def norm_layer(norm: str, *, eps: float, momentum: float = 0.1) -> Callable[[int], nn.Module]:
+    """From a number of channels to their normalisation.
+
+    Args:
+        norm: `bn`, `frozen_bn` or `gn` (Wu and He 2018: 32 groups; as many as divide the channels where 32 do not).
+        eps: Added to the variance.
+        momentum: The part of each batch in the running statistics of `bn`.
+
+    Raises:
+        ValueError: There is no such normalisation.
+    """
+    if norm == "bn":
+        return partial(nn.BatchNorm2d, eps=eps, momentum=momentum)
+    if norm == "frozen_bn":
+        return partial(FrozenBatchNorm2d, eps=eps)
+    if norm == "gn":
+        return lambda channels: nn.GroupNorm(math.gcd(32, channels), channels, eps=eps)
+    raise ValueError(f"norm must be bn, frozen_bn or gn, got {norm!r}")
