@@ -270,7 +270,7 @@ STOPPED = "; the run is stopped; go on with resume={run}/checkpoints/last.ckpt"
 @pytest.mark.parametrize(
     ("failure", "lines"),
     [
-        ("kill 1", ["rank 1 ended with exit code -9 (SIGKILL)" + STOPPED]),
+        pytest.param("kill 1", ["rank 1 ended with exit code -9 (SIGKILL)" + STOPPED], marks=pytest.mark.slow),
         pytest.param("kill 0", ["rank 0 has died" + STOPPED], marks=pytest.mark.slow),
         pytest.param("error 1", ["rank 1 ended with exit code 1" + STOPPED], marks=pytest.mark.slow),
         pytest.param(

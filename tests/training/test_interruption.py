@@ -134,6 +134,7 @@ def test_accumulated_gradients_are_not_lost(step, stopped_at, signalled, whole, 
     assert_same_end(tmp_path, whole(*chosen))
 
 
+@pytest.mark.slow
 def test_workers_outlive_a_signal_to_all_processes(signalled, whole, tmp_path):
     class ToAll(Signaller):
         def send(self):
