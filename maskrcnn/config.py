@@ -19,13 +19,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import OutOfMemoryError
 
 from maskrcnn.building import build as build_plain
 from maskrcnn.building import one_line
 from maskrcnn.errors import UserError
-from maskrcnn.launch import GRACE, check_multirun, is_child, job, job_folder, run_stamp, watch_parent
+from maskrcnn.launch import GRACE, check_multirun, is_child, job, job_folder, own_rank, run_stamp, watch_parent
 from maskrcnn.models.weights import Weights, read_weights
 from maskrcnn.sweep import check_plugins
 from maskrcnn.training.checkpoints import (
@@ -82,7 +81,7 @@ def command(
                 except KeyboardInterrupt:
                     raise SystemExit(128 + signal.SIGINT) from None
                 except (UserError, MisconfigurationException, OmegaConfBaseException, OutOfMemoryError) as error:
-                    if HydraConfig.get().mode is RunMode.MULTIRUN and _rank() == 0:
+                    if HydraConfig.get().mode is RunMode.MULTIRUN and own_rank() == 0:
                         raise CompactHydraException(f"error: {one_line(error)}") from error  # the next job is due
                     _remove_unused(run, since=started)
                     _exit(error)
@@ -260,18 +259,14 @@ def _unquote(value: str) -> str:
 def _remove_unused(folder: Path, *, since: float) -> None:
     """Remove the folder of a run that never got anywhere, unless something in it is older or of value."""
     valuable = [*folder.glob("checkpoints/*"), folder / "metrics.csv", folder / REPORT]
-    if _rank() or not folder.is_dir() or any(path.exists() for path in valuable):
+    if own_rank() or not folder.is_dir() or any(path.exists() for path in valuable):
         return
     if all(entry.stat().st_mtime >= since - 1 for entry in folder.rglob("*")):
         shutil.rmtree(folder)
 
 
-def _rank() -> int:
-    return rank_zero_only.rank  # type: ignore[attr-defined]
-
-
 def _exit(error: BaseException) -> None:
-    if _rank():
+    if own_rank():
         time.sleep(GRACE)  # rank 0 ends this process meanwhile if it says the same
     print(f"error: {one_line(error)}", file=sys.stderr)
     raise SystemExit(1)

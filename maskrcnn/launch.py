@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch.distributed as dist
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from maskrcnn.errors import UserError
 
@@ -22,6 +23,11 @@ PATIENCE = 10.0  # seconds in which it turns out whether an error only follows f
 
 # Set while a job runs: its process and its folder, for the processes that it starts for its further devices.
 _JOB = "MASKRCNN_JOB"
+
+
+def own_rank() -> int:
+    """The rank of this process; 0 before there are others."""
+    return rank_zero_only.rank  # type: ignore[attr-defined]
 
 
 def run_stamp() -> str:

@@ -17,11 +17,11 @@ from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
 from maskrcnn.errors import UserError
+from maskrcnn.launch import own_rank
 
 TABLE = "sweep.csv"
 ERROR = "error.txt"  # in the folder of a job that failed
@@ -138,7 +138,7 @@ class SweepTable(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Keep a failure in the job's folder; end a search that has nothing to go by."""
-        if config.hydra.mode is not RunMode.MULTIRUN or not _is_first():
+        if config.hydra.mode is not RunMode.MULTIRUN or own_rank():
             return
         note = Path(config.hydra.runtime.output_dir) / ERROR
         note.unlink(missing_ok=True)
@@ -155,7 +155,7 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the table; a failed job makes the exit code 1."""
-        if not _is_first():
+        if own_rank():
             return
         sweep = _sweep_folder(config)
         jobs = read_jobs(sweep)
@@ -219,10 +219,6 @@ def _report(error: Exception) -> str:
         return str(error).removeprefix("error: ")
     traceback.print_exception(error)
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _is_first() -> bool:
-    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
 def _stop(message: str) -> NoReturn:

@@ -24,7 +24,7 @@ ROOMS = {
     "launch": {"errors"},
     "training": {"training", "building", "evaluation", "data", "models", "ops", "launch", "errors"},
     "building": {"errors"},
-    "sweep": {"errors"},
+    "sweep": {"launch", "errors"},
     "config": {"building", "training", "models", "launch", "sweep", "errors"},
     "check_data": {"check_data", "config", "evaluation", "data", "errors"},
     "benchmark": {"benchmark", "config", "data", "models", "ops", "training", "evaluation", "errors"},
@@ -35,7 +35,7 @@ ONLY_IN = {
     "hydra": {"config.py", "sweep.py"},  # whose hooks Hydra calls with its own objects
     "omegaconf": {"config.py", "sweep.py"},
     "albumentations": {"data/pixels.py"},
-    "pytorch_lightning": {"building.py", "config.py", "sweep.py", "data/datamodule.py", "training/*.py"},
+    "pytorch_lightning": {"building.py", "config.py", "launch.py", "data/datamodule.py", "training/*.py"},
     "tensorboard": set(),
     "rich": {"training/progress.py", "check_data/pictures.py", "sweep.py"},
     "matplotlib": {"check_data/plots.py", "check_data/contact_sheet.py"},

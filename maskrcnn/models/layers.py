@@ -1,4 +1,4 @@
-"""Small layers that necks and heads share."""
+"""Small layers that backbones, necks and heads share."""
 
 import math
 from typing import Literal
@@ -11,8 +11,6 @@ NormName = Literal["bn", "gn"]
 def make_norm(name: NormName | None, channels: int) -> nn.Module:
     """Normalisation of maps [N, channels, H, W]: BatchNorm, GroupNorm or none.
 
-    GroupNorm has 32 groups (Wu and He 2018, section 3), fewer where 32 does not divide `channels`.
-
     Raises:
         ValueError: There is no such normalisation.
     """
@@ -21,8 +19,13 @@ def make_norm(name: NormName | None, channels: int) -> nn.Module:
     if name == "bn":
         return nn.BatchNorm2d(channels)
     if name == "gn":
-        return nn.GroupNorm(math.gcd(32, channels), channels)
+        return group_norm(channels)
     raise ValueError(f"norm must be bn, gn or null, got {name!r}")
+
+
+def group_norm(channels: int, *, eps: float = 1e-5) -> nn.GroupNorm:
+    """GroupNorm of 32 groups (Wu and He 2018, section 3), fewer where 32 does not divide `channels`."""
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=eps)
 
 
 def normalize(norm: nn.Module, x: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_only
 
 from maskrcnn.errors import UserError
+from maskrcnn.launch import own_rank
 from maskrcnn.training.checkpoints import LastCheckpoint
 from maskrcnn.training.slurm import job_id, requeue
 
@@ -32,7 +32,7 @@ class Stop(SystemExit):
 
     def __init__(self, signum: int, *, step: int, checkpoint: Path | None) -> None:
         # Of several processes one carries the code: launchers kill the others where any but the first fails.
-        super().__init__(128 + signum if _is_first() else 0)
+        super().__init__(0 if own_rank() else 128 + signum)
         self.signum = signum
         self.step = step
         self.checkpoint = checkpoint
@@ -133,7 +133,7 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except Stop as stop:
-        if _is_first():
+        if own_rank() == 0:
             _conclude(stop)
         raise
     except SystemExit as end:
@@ -161,10 +161,6 @@ def _conclude(stop: Stop) -> None:
 
 def _last(trainer: Trainer) -> LastCheckpoint | None:
     return next((saver for saver in trainer.checkpoint_callbacks if isinstance(saver, LastCheckpoint)), None)
-
-
-def _is_first() -> bool:
-    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
 def _nothing() -> None:

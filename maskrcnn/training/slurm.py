@@ -7,9 +7,9 @@ from pathlib import Path
 import torch.distributed as dist
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning import Trainer
-from pytorch_lightning.utilities import rank_zero_only
 
 from maskrcnn.errors import UserError
+from maskrcnn.launch import own_rank
 from maskrcnn.training.checkpoints import newest_checkpoint
 
 
@@ -50,7 +50,7 @@ def requeued_checkpoint(run: Path) -> str | None:
     checkpoint = newest_checkpoint(run / "checkpoints") if restarts else None
     if checkpoint is None:
         return None
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+    if own_rank() == 0:
         print(f"Slurm job {job_id()}, restart {restarts}: goes on from {checkpoint}", flush=True)
     return str(checkpoint)
 

@@ -1,18 +1,19 @@
 """The normalisations that a backbone can be built with."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from maskrcnn.models.layers import group_norm
+
 
 def norm_layer(norm: str, *, eps: float, momentum: float = 0.1) -> Callable[[int], nn.Module]:
     """From a number of channels to their normalisation.
 
     Args:
-        norm: `bn`, `frozen_bn` or `gn` (Wu and He 2018: 32 groups; as many as divide the channels where 32 do not).
+        norm: `bn`, `frozen_bn` or `gn`.
         eps: Added to the variance.
         momentum: The part of each batch in the running statistics of `bn`.
 
@@ -24,5 +25,5 @@ def norm_layer(norm: str, *, eps: float, momentum: float = 0.1) -> Callable[[int
     if norm == "frozen_bn":
         return partial(FrozenBatchNorm2d, eps=eps)
     if norm == "gn":
-        return lambda channels: nn.GroupNorm(math.gcd(32, channels), channels, eps=eps)
+        return partial(group_norm, eps=eps)
     raise ValueError(f"norm must be bn, frozen_bn or gn, got {norm!r}")
