@@ -143,8 +143,8 @@ def quote_path(argument: str) -> str:
 def add_checkpoint_options(arguments: list[str]) -> list[str]:
     """Offer what the checkpoint `ckpt=` brings as the config group option `checkpoint`, and choose it.
 
-    A torchvision file implies `model=torchvision`; a checkpoint of ours is scored in the precision of its
-    training, so that the numbers come out again. What the user chose replaces the checkpoint's.
+    A file from elsewhere implies options such as `model=torchvision`; a checkpoint of ours is scored in the
+    precision of its training, so that the numbers come out again. What the user chose replaces the checkpoint's.
 
     Raises:
         UserError: The checkpoint cannot be read.
@@ -154,15 +154,13 @@ def add_checkpoint_options(arguments: list[str]) -> list[str]:
     if path in ("null", "") or _SHOWN_ONLY & set(arguments):
         return arguments
     weights = read_weights(path)
-    if weights.source == "torchvision":
-        chosen = {"model": "torchvision"}
-        settings = [f"model.{key}={value}" for key, value in weights.settings.items()]
-    else:
+    chosen = weights.groups
+    if not chosen:
         _store_options(weights)
         precision = _node(weights.config, "trainer", weights).get("precision", "32-true")
         chosen = {"model": "checkpoint", "data": "checkpoint", "trainer.precision": precision}
-        settings = []
-    options = [f"{key}={value}" for key, value in chosen.items() if key not in values] + settings
+    chosen = chosen | {f"model.{key}": value for key, value in weights.settings.items()}
+    options = [f"{key}={value}" for key, value in chosen.items() if key not in values]
     after = next(i for i, argument in enumerate(arguments, start=1) if argument.startswith("ckpt="))
     return arguments[:after] + options + arguments[after:]  # in one block: the parser takes no second one
 

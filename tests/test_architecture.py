@@ -129,11 +129,11 @@ def test_nothing_of_the_package_imports_the_commands():
 
 def test_of_the_models_only_the_weights_touch_files():
     users = {
-        path.name
+        str(path.parent.relative_to(PACKAGE))
         for path in MODULES
         if room(path) == "models" and any(is_one_of(name, READS | WRITES) for name, _ in calls(path))
     }
-    assert users == {"weights.py"}
+    assert users == {"models/weights"}
 
 
 def test_of_training_only_what_keeps_a_run_writes():

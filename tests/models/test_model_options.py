@@ -79,7 +79,7 @@ def test_rows_of_classes_follow_their_name_in_every_stage(make_tiny_model: Facto
         for head in old.roi_heads.box_heads:
             head.scores.bias.copy_(torch.tensor([10.0, 11.0, 12.0]))
     categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-    weights = Weights(Path("cascade.ckpt"), "maskrcnn", old.state_dict(), categories)
+    weights = Weights(Path("cascade.ckpt"), old.state_dict(), categories)
     new = make_tiny_model("model/roi=cascade", num_classes=3)
     with torch.no_grad():
         for head in new.roi_heads.box_heads:
@@ -94,7 +94,7 @@ def test_rows_of_classes_follow_their_name_in_every_stage(make_tiny_model: Facto
 def test_a_cascade_starts_from_one_stage(make_tiny_model: Factory) -> None:
     old = make_tiny_model()
     categories = [{"id": i, "name": name} for i, name in enumerate(("a", "b", "c"), start=1)]
-    weights = Weights(Path("one.ckpt"), "maskrcnn", old.state_dict(), categories)
+    weights = Weights(Path("one.ckpt"), old.state_dict(), categories)
     new = make_tiny_model("model/roi=cascade")
     fresh = init_weights(new, weights, class_names=["a", "b", "c"])
     assert {name.rpartition(".")[0].rpartition(".")[0] for name in fresh} == {

@@ -15,10 +15,10 @@ from torchvision.models._api import WeightsEnum
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights, maskrcnn_resnet50_fpn
 
 from maskrcnn.errors import UserError
-from maskrcnn.models import weights as module
 from maskrcnn.models.backbones import ResNet
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.weights import CHECKPOINT_KEY, init_weights, load_weights, read_weights
+from maskrcnn.models.weights import torchvision as module
 
 Factory = Callable[..., Any]
 State = dict[str, Tensor]
@@ -68,7 +68,8 @@ def test_torchvision_names_of_both_ages_give_the_same_weights(
     content["backbone.body.bn1.num_batches_tracked"] = torch.tensor(7)
     path = saved({"model": content, "epoch": 3} if wrapped else content, tmp_path / "w.pth")
     weights = read_weights(path)
-    assert (weights.source, weights.path, weights.config, weights.settings) == ("torchvision", path, {}, {})
+    assert (weights.path, weights.config, weights.settings) == (path, {}, {})
+    assert weights.groups == {"model": "torchvision"}
     load_weights(model, weights)
     found = model.state_dict()
     assert len(found) == len(state)
@@ -115,11 +116,11 @@ def test_classes_of_another_number_are_named_by_their_label(state: State, tmp_pa
 def test_the_published_file_switches_the_epsilon_off(
     state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert module._TORCHVISION_COCO_V1_SHA256 in MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url
+    assert module._COCO_V1_SHA256 in MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url
     path = saved(state, tmp_path / "w.pth")
     assert read_weights(path).settings == {}
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(module, "_TORCHVISION_COCO_V1_SHA256", digest[:8])
+    monkeypatch.setattr(module, "_COCO_V1_SHA256", digest[:8])
     assert read_weights(path).settings == {"backbone.norm_eps": 0.0}
 
 
@@ -133,8 +134,8 @@ def test_our_checkpoint_comes_back_without_what_is_not_the_model(model: MaskRCNN
         "epoch": 3,
     }
     weights = read_weights(saved(content, tmp_path / "last.ckpt"))
-    assert weights.source == "maskrcnn"
-    assert (weights.categories, weights.config, weights.settings) == (categories, config, {})
+    assert (weights.categories, weights.config) == (categories, config)
+    assert (weights.groups, weights.settings) == ({}, {})
     assert set(weights.state) == set(model.state_dict())
     with torch.no_grad():
         for parameter in model.parameters():
@@ -236,7 +237,7 @@ def test_weights_of_something_else_are_refused(tmp_path: Path, content: Any) -> 
 
 def test_an_unknown_parameter_among_torchvision_names_is_named(state: State, tmp_path: Path) -> None:
     content = state | {"roi_heads.keypoint_head.0.weight": torch.zeros(1)}
-    with pytest.raises(UserError, match=r"roi_heads\.keypoint_head\.0\.weight is not a parameter"):
+    with pytest.raises(UserError, match=r"resnet50_fpn: roi_heads\.keypoint_head\.0\.weight is not a param"):
         read_weights(saved(content, tmp_path / "w.pth"))
 
 
