@@ -187,10 +187,13 @@ def test_last_weights_are_scored_where_no_validation_was_due(root, whole, tmp_pa
 
 
 def test_killed_process_resumes_from_the_newest_run(root, whole, tmp_path, monkeypatch):
-    """`kill -9` of a real process, which has one moment before its next checkpoint; then resume=auto."""
+    """`kill -9` of a real process, which has one moment before its next checkpoint; then resume=auto.
+
+    A worker that outlived the process would keep its output open, and the test waiting.
+    """
     folder = tmp_path / "outputs" / "run"
     code = f"{inspect.getsource(die)}\ndie()\nimport train\ntrain.main()"
-    arguments = settings(root, folder)
+    arguments = [*settings(root, folder), "data.num_workers=1"]
     command = [sys.executable, "-c", code, *arguments]
     process = subprocess.run(command, cwd=TOP, capture_output=True, check=False, timeout=100)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()

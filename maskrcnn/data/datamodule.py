@@ -2,14 +2,11 @@
 
 import logging
 import os
-import signal
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
@@ -24,6 +21,7 @@ from maskrcnn.data.layout import Files, find_files
 from maskrcnn.data.samplers import EpochSampler, dealt_batches, repeat_factors
 from maskrcnn.data.shapes import ShapesDrawing
 from maskrcnn.data.split import Split
+from maskrcnn.data.workers import start_worker, worker_context
 from maskrcnn.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -335,21 +333,9 @@ class DetectionDataModule(LightningDataModule):
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            "worker_init_fn": _start_worker,
+            "worker_init_fn": start_worker,
+            "multiprocessing_context": worker_context() if workers else None,
         }
-
-
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)  # the processes share the cores already
-    # A terminal, Slurm and torchrun signal all processes; the one that trains still needs batches to end in order.
-    for one in signal.Signals:
-        if one.name in ("SIGINT", "SIGUSR1"):
-            signal.signal(one, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _ignore_once)
-
-
-def _ignore_once(signum: int, frame: FrameType | None) -> None:
-    signal.signal(signum, signal.SIG_DFL)
 
 
 def _annotated(split: Split) -> Split:
