@@ -42,7 +42,8 @@ def launch(command, *arguments, folder, patch=None, by=(sys.executable,)):
     script = TOP / f"{command}.py"
     if patch:
         script = folder / "patched.py"
-        source = f"{inspect.getsource(patch)}\n{patch.__name__}()\nimport {command}\n{command}.main()\n"
+        body = f"    {patch.__name__}()\n    import {command}\n    {command}.main()\n"
+        source = f"{inspect.getsource(patch)}\nif __name__ == '__main__':\n{body}"
         script.write_text(source, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TOP)}
