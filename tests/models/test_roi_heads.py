@@ -41,7 +41,12 @@ def make_heads(
     **settings: Any,
 ) -> RoIHeads:
     torch.manual_seed(0)
-    defaults: dict[str, Any] = {"score_thresh": 0.05, "nms_thresh": 0.5, "detections_per_image": 100, "min_box_size": 1e-2}
+    defaults: dict[str, Any] = {
+        "score_thresh": 0.05,
+        "nms_thresh": 0.5,
+        "detections_per_image": 100,
+        "min_box_size": 1e-2,
+    }
     return RoIHeads(
         in_channels=CHANNELS,
         strides=STRIDES,
