@@ -20,8 +20,8 @@ _STAGES = [("", 0), *((f"{stage}.", stage) for stage in range(3))]  # of one box
 _MOST_CONVS = 8
 
 _NAMES: NameTable = [
-    (r"pixel_mean|pixel_std", ""),  # settings of the input, see _input
-    (r"proposal_generator\.anchor_generator\.cell_anchors\.\d", ""),  # of the anchors, see _anchors
+    (r"pixel_mean|pixel_std", ""),  # settings, see _backbone_settings
+    (r"proposal_generator\.anchor_generator\.cell_anchors\.\d", ""),  # see _anchor_settings
     (r"backbone\.bottom_up\.stem\.conv1\.weight", r"backbone.conv1.weight"),
     (rf"backbone\.bottom_up\.stem\.conv1\.norm\.{_MODULE}", r"backbone.bn1.\1"),
     *(
@@ -108,18 +108,21 @@ def read_detectron2(path: Path, content: dict[str, Any], key: str) -> Weights | 
     if not any(str(name).startswith(("proposal_generator.", "backbone.bottom_up.")) for name in state):
         return None
     source = f"{key}={path}, a model of detectron2"
-    theirs: State = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{source}: {name} is not a tensor")
+    theirs: State = dict(state)
     for pattern, what in _ELSEWHERE:
         if any(re.fullmatch(pattern, name) for name in theirs):
             raise UserError(f"{source}: has {what}, which no model here has; Mask R-CNN on ResNet-FPN is read")
     ours = translate(theirs, _NAMES, source=source)
-    for part, name in (
-        ("FPN", "neck.lateral.0.0.weight"),
-        ("box head", "roi_heads.box_heads.0.scores.weight"),
-        ("box head", "roi_heads.box_heads.0.deltas.weight"),
-        ("mask head", "roi_heads.mask_head.logits.weight"),
+    for part, name, dims in (
+        ("FPN", "neck.lateral.0.0.weight", 4),
+        ("box head", "roi_heads.box_heads.0.scores.weight", 2),
+        ("box head", "roi_heads.box_heads.0.deltas.weight", 2),
+        ("mask head", "roi_heads.mask_head.logits.weight", 4),
     ):
-        if name not in ours:
+        if name not in ours or ours[name].dim() != dims:
             raise UserError(f"{source}: has no {part}; Mask R-CNN on ResNet-FPN is read")
 
     backbone = _backbone(ours, source)
@@ -147,8 +150,10 @@ def _put_background_first(state: State, num_classes: int, source: str) -> None:
         if not found:
             continue
         rows = {"scores": (num_classes + 1,), "deltas": (4, num_classes * 4), "logits": (num_classes,)}[found[1]]
-        if len(value) not in rows:
-            raise UserError(f"{source}: {name} has {len(value)} rows, not the {rows[-1]} of {num_classes} classes")
+        if not num_classes or not value.dim() or len(value) not in rows:
+            raise UserError(
+                f"{source}: {name} is {list(value.shape)}, its rows are not the {rows[-1]} of {num_classes} classes"
+            )
         if found[1] == "scores":
             state[name] = value.roll(1, dims=0)
         elif len(value) != 4 or found[1] == "logits":  # 4 are those of one box for all classes
@@ -201,10 +206,12 @@ def _anchor_settings(theirs: State, source: str) -> Settings:
     cells = [value for name, value in sorted(theirs.items()) if ".cell_anchors." in name]
     if not cells:
         return {}
+    if any(cell.dim() != 2 or cell.shape[1] != 4 for cell in cells):
+        raise UserError(f"{source}: has anchors of {[list(cell.shape) for cell in cells]}; upright boxes are read")
     sides = [cell[:, 2:] - cell[:, :2] for cell in cells]
     sizes = [side.prod(dim=1).sqrt().round(decimals=3).tolist() for side in sides]
     ratios = [(side[:, 1] / side[:, 0]).round(decimals=4).tolist() for side in sides]
-    if any(len(set(level)) > 1 for level in sizes) or any(level != ratios[0] for level in ratios):
+    if any(len(set(level)) != 1 for level in sizes) or any(level != ratios[0] for level in ratios):
         raise UserError(f"{source}: has anchors of several sizes on a level, {sizes}; one size per level is read")
     return {"anchors.sizes": [level[0] for level in sizes], "anchors.ratios": ratios[0]}
 
@@ -227,7 +234,7 @@ def _head_settings(ours: State) -> Settings:
         "mask_head.channels": ours[f"{mask}.logits.weight"].shape[1],
     }
     if settings["box_head.num_convs"]:
-        settings["box_head.conv_channels"] = len(ours[f"{box}.convs.0.weight"])
+        settings["box_head.conv_channels"] = ours[f"{box}.convs.0.weight"].shape[:1].numel()
     return {key: value for key, value in settings.items() if value is not None}
 
 
