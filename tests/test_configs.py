@@ -123,6 +123,22 @@ INTENDED: dict[str, dict[str, Any]] = {
 INTENDED["model/torchvision"] = {
     key: value for key, value in INTENDED["model/mask_rcnn"].items() if not key.startswith(("rpn.box", "box_head"))
 } | {"input.min_size": 800, "input.max_size": 1333, "anchors.strides": None}
+INTENDED["model/detectron2"] = INTENDED["model/torchvision"] | {
+    "min_box_size": 0.0,
+    "input.resize": "pil",
+    "input.channel_order": "bgr",
+    "input.mean": [0.406, 0.456, 0.485],
+    "input.std": [0.003921569] * 3,
+    "anchors.round": False,
+    "rpn.post_nms_top_n_train": 1000,
+    "rpn.min_size": 1e-30,
+    "rpn.box_loss": "l1",
+    "roi_align.sampling_ratio": 0,
+    "roi_align.aligned": True,
+    "box_head.box_loss": "l1",
+    "mask_head.paste": "detectron2",
+}
+del INTENDED["model/detectron2"]["anchors.strides"]
 
 
 def options() -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskrcnn.ops.image_batch import ImageBatch, clear_padding, pad_images, resized_shape
+from maskrcnn.ops.pil_resize import pil_resize
 
 RESIZE_RULES = ("torchvision", "pil")
 
@@ -22,8 +23,8 @@ class ModelInput(nn.Module):
     Args:
         min_size: Short side in pixels at evaluation and prediction.
         max_size: The long side never passes this.
-        resize: `torchvision`: bilinear on floats without antialiasing; `pil`: with antialiasing and rounded
-            back to whole levels, as PIL (and with it detectron2) does.
+        resize: `torchvision`: bilinear on floats without antialiasing; `pil`: on whole levels with antialiasing, as
+            PIL (and with it detectron2) does.
         channel_order: `rgb` or `bgr`.
         mean, std: Per channel in `channel_order`, for pixels in 0..1.
         size_divisor: Padded sides are multiples of this.
@@ -78,9 +79,8 @@ class ModelInput(nn.Module):
             shape = resized_shape(size, min_size=self.min_size, max_size=self.max_size)
             return F.interpolate(self._normalise(image)[None], size=shape, mode="bilinear", align_corners=False)[0]
         shape = resized_shape(size, min_size=self.min_size, max_size=self.max_size, round_half_up=True)
-        levels = image * 255 if image.is_floating_point() else image.float()
-        levels = F.interpolate(levels[None], size=shape, mode="bilinear", align_corners=False, antialias=True)[0]
-        return self._normalise(levels.round().clamp(0, 255) / 255)
+        levels = (image * 255).round() if image.is_floating_point() else image
+        return self._normalise(pil_resize(levels, shape))
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         if not pixels.is_floating_point():

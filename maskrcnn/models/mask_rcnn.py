@@ -44,6 +44,8 @@ class MaskRCNN(nn.Module):
         score_thresh: Detections with a lower score are dropped.
         nms_thresh: IoU above which the lower-scored of two boxes of one class is dropped.
         detections_per_image: The best-scored detections that are kept.
+        min_box_size: Boxes with a shorter side, in pixels that the network sees, are dropped before that; what is
+            left without an area is dropped after it.
         loss_weights: Factor of each loss.
     """
 
@@ -63,6 +65,7 @@ class MaskRCNN(nn.Module):
         score_thresh: float = 0.05,
         nms_thresh: float = 0.5,
         detections_per_image: int = 100,
+        min_box_size: float = 1e-2,
         loss_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
@@ -73,6 +76,8 @@ class MaskRCNN(nn.Module):
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
         if detections_per_image < 1:
             raise ValueError(f"detections_per_image must be at least 1, got {detections_per_image}")
+        if min_box_size < 0:
+            raise ValueError(f"min_box_size must be at least 0, got {min_box_size}")
         unknown = sorted(set(loss_weights or ()) - set(LOSSES))
         if unknown:
             raise ValueError(f"loss_weights has no {', '.join(unknown)}; the losses are {', '.join(LOSSES)}")
@@ -94,6 +99,7 @@ class MaskRCNN(nn.Module):
             score_thresh=score_thresh,
             nms_thresh=nms_thresh,
             detections_per_image=detections_per_image,
+            min_box_size=min_box_size,
         )
 
     def compile_features(self, mode: bool | str = True) -> None:

@@ -78,6 +78,7 @@ class RoIHeads(nn.Module):
         score_thresh: Detections with a lower score are dropped.
         nms_thresh: IoU above which the lower-scored of two boxes of one class is dropped.
         detections_per_image: The best-scored detections that are kept.
+        min_box_size: Boxes with a shorter side, in pixels, are dropped before that.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class RoIHeads(nn.Module):
         score_thresh: float,
         nms_thresh: float,
         detections_per_image: int,
+        min_box_size: float,
     ) -> None:
         super().__init__()
         if not roi.stages:
@@ -112,6 +114,7 @@ class RoIHeads(nn.Module):
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.detections_per_image = detections_per_image
+        self.min_box_size = min_box_size
 
     def losses(
         self,
@@ -203,9 +206,10 @@ class RoIHeads(nn.Module):
         label = label + 1
         score = probs[proposal, label]
         box = clip_boxes_to_image(boxes[proposal, label if boxes.shape[1] > 1 else 0], size)
-        keep = remove_small_boxes(box, 1e-2)
+        keep = remove_small_boxes(box, self.min_box_size)
         box, score, label = box[keep], score[keep], label[keep]
         keep = batched_nms(box, score, label, self.nms_thresh)[: self.detections_per_image]
+        keep = keep[(box[keep, 2:] > box[keep, :2]).all(dim=1)]
         return {"boxes": box[keep], "scores": score[keep], "labels": label[keep]}
 
     def _pool(self, features: list[Tensor], boxes: list[Tensor], resolution: int) -> Tensor:

@@ -134,7 +134,7 @@ class RPN(nn.Module):
             boxes.append(
                 decode_boxes(chosen.flatten(0, 1), anchor[index].flatten(0, 1), self.coder_weights).view_as(chosen)
             )
-            scores.append(best.sigmoid())
+            scores.append(best)
             levels.append(torch.full_like(index, level))
         proposals = []
         for box, score, level_index, size in zip(

@@ -47,7 +47,13 @@ def resized_shape(
 
     Sides are cut to whole pixels, as torchvision does, or rounded with `round_half_up`, as detectron2 does.
     """
-    scale = min(min_size / min(shape), max_size / max(shape))
-    rounding = 0.5 if round_half_up else 0
-    height, width = (int(side * scale + rounding) for side in shape)
+    if round_half_up:
+        # In detectron2's two steps: with one scale a half may fall to the other side.
+        short = min(shape)
+        sides = [float(min_size) if side == short else min_size / short * side for side in shape]
+        shrink = min(max_size / max(sides), 1.0)
+        height, width = (int(side * shrink + 0.5) for side in sides)
+    else:
+        scale = min(min_size / min(shape), max_size / max(shape))
+        height, width = (int(side * scale) for side in shape)
     return max(height, 1), max(width, 1)

@@ -50,13 +50,13 @@ def masks_to_rle(
         mask_probs: [N, M, M].
         boxes: [N, 4] in pixels of the picture.
         size: Its (height, width).
-        threshold: Probability from which a pixel belongs to the mask.
+        threshold: Probability from which (torchvision: above which) a pixel belongs to the mask.
         paste: `torchvision`: boxes are widened by the mask's margin and cut to whole pixels;
             `detectron2`: each pixel centre samples the mask at its exact place in the box.
     """
-    layout = _paste_torchvision if paste == "torchvision" else _paste_detectron2
+    layout, covers = (_paste_torchvision, torch.gt) if paste == "torchvision" else (_paste_detectron2, torch.ge)
     return [
-        _encode_patch((patch > threshold).numpy(), top_left, size)
+        _encode_patch(covers(patch, threshold).numpy(), top_left, size)
         for patch, top_left in layout(mask_probs.float().cpu(), boxes.float().cpu(), size)
     ]
 

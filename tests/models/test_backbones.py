@@ -46,6 +46,30 @@ def trained(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
+@pytest.mark.parametrize("squeeze_excitation", [False, True])
+def test_the_stride_moves_into_the_first_convolution(squeeze_excitation: bool) -> None:
+    torch.manual_seed(0)
+    strided, usual = (
+        ResNet(name="resnet50", weights=None, squeeze_excitation=squeeze_excitation, stride_in_1x1=choice).eval()
+        for choice in (True, False)
+    )
+    strided.load_state_dict(usual.state_dict(), strict=True)
+    for number, stage in enumerate((strided.layer1, strided.layer2, strided.layer3, strided.layer4)):
+        strides = [(block.conv1.stride, block.conv2.stride) for block in stage]
+        assert strides == [((min(number, 1) + 1,) * 2, (1, 1))] + [((1, 1), (1, 1))] * (len(stage) - 1)
+    pixels = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        found, others = strided(pixels), usual(pixels)
+        block = strided.layer2[0]
+        x = block.relu(block.bn1(block.conv1(others[0])))
+        whole = block.relu(block.bn1(usual.layer2[0].conv1(others[0])))
+    torch.testing.assert_close(x, whole[:, :, ::2, ::2])
+    torch.testing.assert_close(found[0], others[0])
+    for feature, other, size in zip(found[1:], others[1:], SIZES[1:], strict=True):
+        assert feature.shape[-2:] == size
+        assert (feature - other).abs().max() > 0.01
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_features_equal_torchvision(name: str) -> None:
     torch.manual_seed(0)

@@ -59,10 +59,9 @@ def test_pil_rule_equals_pil(size: tuple[int, int]) -> None:
     resized = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.BILINEAR)
     expected = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()
     found = batch.pixels[0] * 255
-    assert (found - expected).abs().max() <= 1.01
-    # PIL also rounds between its passes over rows and columns.
-    assert (found - expected).abs().mean() < 0.25
     torch.testing.assert_close(found, found.round(), atol=1e-3, rtol=0)
+    # To the level, but where Pillow changes the order of rows and columns; see ops.pil_resize.
+    torch.testing.assert_close(found, expected, atol=1.01 if height < size[0] else 1e-3, rtol=0)
 
 
 def test_the_two_rules_differ_where_a_picture_shrinks() -> None:
@@ -131,12 +130,7 @@ def test_bytes_and_floats_agree(resize: Any) -> None:
     picture = noise((90, 120))
     model_input = ModelInput(min_size=64, max_size=100, resize=resize, mean=(0, 0, 0), std=(1, 1, 1))
     of_bytes, of_floats = (model_input.prepare([image]).pixels for image in (picture, picture.float() / 255))
-    # A rounding tie may fall either way: one level in a few pixels.
-    difference = (of_bytes - of_floats).abs() * 255
-    assert difference.max() < 1.01
-    assert (difference > 0.01).float().mean() < 0.005
-    if resize == "torchvision":
-        assert difference.max() < 0.01
+    assert ((of_bytes - of_floats).abs() * 255).max() < 0.01
 
 
 def test_prepared_and_forwarded_pictures_agree_where_nothing_is_resized() -> None:

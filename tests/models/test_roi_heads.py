@@ -41,7 +41,12 @@ def make_heads(
     **settings: Any,
 ) -> RoIHeads:
     torch.manual_seed(0)
-    defaults: dict[str, Any] = {"score_thresh": 0.05, "nms_thresh": 0.5, "detections_per_image": 100}
+    defaults: dict[str, Any] = {
+        "score_thresh": 0.05,
+        "nms_thresh": 0.5,
+        "detections_per_image": 100,
+        "min_box_size": 1e-2,
+    }
     return RoIHeads(
         in_channels=CHANNELS,
         strides=STRIDES,
@@ -317,6 +322,25 @@ def test_boxes_are_cut_to_their_picture_and_dropped_where_nothing_is_left() -> N
     probs = torch.tensor([[0.1, 0.9, 0.0, 0.0], [0.1, 0.9, 0.0, 0.0]])
     _, found = detect(make_heads(), proposals, probs, torch.zeros(2, 16))
     assert found["boxes"].tolist() == [[60, 40, 70, 50]]
+
+
+def test_boxes_without_an_area_may_count_among_the_best() -> None:
+    """As in detectron2, which drops them in the end, where torchvision's rule drops short sides first."""
+    outside = [[100.0, 10, 120, 30], [100.0, 35, 120, 60]]  # of which nothing is left in a picture of 96 pixels
+    proposals = [torch.tensor([*outside, [10.0, 10, 30, 30], [50.0, 20, 50.005, 50]]), torch.zeros(0, 4)]
+    probs = torch.tensor([[0.1, 0.9, 0.0, 0.0], [0.2, 0.8, 0.0, 0.0], [0.3, 0.7, 0.0, 0.0], [0.4, 0.6, 0.0, 0.0]])
+
+    def scores(min_box_size: float, limit: int) -> list[float]:
+        heads = make_heads(min_box_size=min_box_size, detections_per_image=limit)
+        found: list[float] = detect(heads, proposals, probs, torch.zeros(4, 16))[0]["scores"].tolist()
+        return found
+
+    assert [scores(1e-2, limit) for limit in (1, 2)] == [pytest.approx([0.7])] * 2
+    assert [scores(0.0, limit) for limit in (2, 3, 4)] == [
+        [],
+        pytest.approx([0.7]),
+        pytest.approx([0.7, 0.6]),
+    ]
 
 
 def test_each_detection_carries_the_mask_of_its_class() -> None:

@@ -111,6 +111,20 @@ def test_proposals_lie_in_their_picture_apart_from_each_other_and_without_gradie
         assert ((box_iou(boxes, boxes) > 0.3).sum(dim=1) <= 3).all()
 
 
+def test_proposals_are_ranked_by_their_logits() -> None:
+    """Of which a constant changes nothing, though all probabilities are 1 in float32."""
+    rpn = make_rpn(nms_thresh=1.0, pre_nms_top_n_test=20, post_nms_top_n_test=20).eval()
+    features = make_features(8, [8, 16])
+    with torch.no_grad():
+        rpn.objectness.weight.mul_(100)
+        expected, _ = rpn(features, BATCH)
+        rpn.objectness.bias.fill_(60.0)
+        assert all((logits.sigmoid() == 1).all() for logits in rpn._predict(features)[0])
+        found, _ = rpn(features, BATCH)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_training_and_testing_have_their_own_limits() -> None:
     rpn = make_rpn(nms_thresh=1.0, post_nms_top_n_train=30, post_nms_top_n_test=7)
     features = make_features(8, [8, 16])

@@ -115,6 +115,13 @@ def test_detectron2_pasting_of_a_full_mask_covers_exactly_its_box() -> None:
     assert np.array_equal(dense(rles)[0], expected)
 
 
+def test_a_pixel_of_exactly_one_half_belongs_to_the_mask_in_detectron2_alone() -> None:
+    box = torch.tensor([[8.0, 4, 24, 20]])
+    probs = torch.full((1, 16, 16), 0.5)
+    areas = [coco_mask.area(masks_to_rle(probs, box, size=SIZE, paste=paste))[0] for paste in PASTE_RULES]
+    assert areas == [0, 16 * 16]
+
+
 @pytest.mark.parametrize("paste", PASTE_RULES)
 def test_a_narrow_mask_at_the_bottom_ends_with_its_box(paste: str) -> None:
     box = torch.tensor([[20.0, 17, 23, 37]])

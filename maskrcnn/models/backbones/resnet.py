@@ -79,6 +79,8 @@ class ResNet(Backbone):
         norm_eps: Added to the variance by the normalisation.
         squeeze_excitation: Weigh the channels at the end of each residual branch (Hu et al. 2018, figure 3). Files
             without these parts load too; the gates then start almost open.
+        stride_in_1x1: Halve the maps in the first 1 x 1 convolution of a stage, as He et al. did and detectron2's
+            models do, instead of in its 3 x 3; bottleneck blocks alone have the choice.
         frozen_stages: How many of stem, stage 2, ... 5 get no gradient, counted from the stem.
         gradient_checkpointing: Compute stages 2..5 a second time in the backward pass instead of keeping their
             activations (Chen et al. 2016): less memory, the same numbers, about a third more time.
@@ -105,6 +107,7 @@ class ResNet(Backbone):
         norm: Literal["bn", "frozen_bn", "gn"] = "bn",
         norm_eps: float = 1e-5,
         squeeze_excitation: bool = False,
+        stride_in_1x1: bool = False,
         frozen_stages: int = 0,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -112,6 +115,8 @@ class ResNet(Backbone):
         if name not in _SHAPES:
             raise ValueError(f"name must be one of {', '.join(_SHAPES)}, got {name!r}")
         shape = _SHAPES[name]
+        if stride_in_1x1 and not shape.bottleneck:
+            raise ValueError(f"stride_in_1x1 must be false for {name}: its blocks have no 1 x 1 convolution")
         plain, gated = (Bottleneck, _SEBottleneck) if shape.bottleneck else (BasicBlock, _SEBasicBlock)
         body = torchvision.models.ResNet(
             gated if squeeze_excitation else plain,
@@ -124,6 +129,9 @@ class ResNet(Backbone):
             nn.init.constant_(gate.fc2.bias, _OPEN)
         self.conv1, self.bn1, self.relu, self.maxpool = body.conv1, body.bn1, body.relu, body.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = body.layer1, body.layer2, body.layer3, body.layer4
+        if stride_in_1x1:
+            for stage in (self.layer2, self.layer3, self.layer4):
+                stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
         self.out_channels = [
             stage[-1].conv1.in_channels for stage in (self.layer1, self.layer2, self.layer3, self.layer4)
         ]

@@ -5,6 +5,7 @@ from typing import Any
 
 from maskrcnn.errors import UserError
 from maskrcnn.models.weights.contents import Weights
+from maskrcnn.models.weights.detectron2 import read_detectron2
 from maskrcnn.models.weights.files import load_file
 from maskrcnn.models.weights.torchvision import read_torchvision
 
@@ -14,7 +15,7 @@ _MODULE_PREFIX = "model."
 
 
 def read_weights(path: str | Path, *, key: str = "ckpt") -> Weights:
-    """Read a checkpoint of ours or a state dict of torchvision's `maskrcnn_resnet50_fpn`.
+    """Read a checkpoint of ours, a file of detectron2, or a state dict of torchvision's `maskrcnn_resnet50_fpn`.
 
     Args:
         path: The file.
@@ -26,13 +27,14 @@ def read_weights(path: str | Path, *, key: str = "ckpt") -> Weights:
     path = Path(path).expanduser()
     content = load_file(path, key)
     if isinstance(content, dict):
-        for read in (_read_ours, read_torchvision):
+        for read in (_read_ours, read_detectron2, read_torchvision):
             weights = read(path, content, key)
             if weights is not None:
                 return weights
     raise UserError(
         f"{key}={path}: holds no Mask R-CNN weights that are known here; "
-        "give a checkpoint of this project or a state dict of torchvision's maskrcnn_resnet50_fpn"
+        "give a checkpoint of this project, a Mask R-CNN of detectron2 (.pkl, .pth) or a state dict of torchvision's "
+        "maskrcnn_resnet50_fpn"
     )
 
 
