@@ -6,6 +6,7 @@ from typing import Any
 from maskrcnn.errors import UserError
 from maskrcnn.models.weights.contents import Weights
 from maskrcnn.models.weights.files import load_file
+from maskrcnn.models.weights.original import read_original
 from maskrcnn.models.weights.torchvision import read_torchvision
 
 # Where our checkpoints keep what is ours, beside Lightning's own entries.
@@ -14,7 +15,7 @@ _MODULE_PREFIX = "model."
 
 
 def read_weights(path: str | Path, *, key: str = "ckpt") -> Weights:
-    """Read a checkpoint of ours or a state dict of torchvision's `maskrcnn_resnet50_fpn`.
+    """Read a checkpoint of ours, or another project's weights; the readers of its kinds say which.
 
     Args:
         path: The file.
@@ -26,13 +27,14 @@ def read_weights(path: str | Path, *, key: str = "ckpt") -> Weights:
     path = Path(path).expanduser()
     content = load_file(path, key)
     if isinstance(content, dict):
-        for read in (_read_ours, read_torchvision):
+        for read in (_read_ours, read_torchvision, read_original):
             weights = read(path, content, key)
             if weights is not None:
                 return weights
     raise UserError(
         f"{key}={path}: holds no Mask R-CNN weights that are known here; "
-        "give a checkpoint of this project or a state dict of torchvision's maskrcnn_resnet50_fpn"
+        "give a checkpoint of this project, a state dict of torchvision's maskrcnn_resnet50_fpn or _v2, "
+        "or a file of liangheming/maskrcnn"
     )
 
 
