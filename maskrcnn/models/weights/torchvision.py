@@ -61,4 +61,6 @@ def read_torchvision(path: Path, content: dict[str, Any], key: str) -> Weights |
     settings: dict[str, Any] = {}
     if hashlib.sha256(path.read_bytes()).hexdigest().startswith(_COCO_V1_SHA256):
         settings["backbone.norm_eps"] = 0.0
-    return Weights(path, state, categories, groups={"model": "torchvision_v2" if second else "torchvision"}, settings=settings)
+    return Weights(
+        path, state, categories, groups={"model": "torchvision_v2" if second else "torchvision"}, settings=settings
+    )

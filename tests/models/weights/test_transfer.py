@@ -63,7 +63,7 @@ def test_rows_of_classes_follow_their_name(make_tiny_model: Factory, tmp_path: P
     per_class = "model.box_head.class_agnostic=false"
     path = checkpoint(fill(make_tiny_model(per_class, num_classes=3), 100), ["cat", "dog", "owl"], tmp_path / "a.ckpt")
     model = fill(make_tiny_model(per_class, num_classes=4), 0)
-    report = init_weights(model, read_weights(path), class_names=["owl", "fox", "cat", "emu"])
+    transfer = init_weights(model, read_weights(path), class_names=["owl", "fox", "cat", "emu"])
     # Background, owl, fox (its own), cat, emu (its own).
     rows = [100.0, 103.0, 2.0, 101.0, 4.0]
     assert model.roi_heads.box_heads[0].scores.bias.tolist() == rows
@@ -71,17 +71,23 @@ def test_rows_of_classes_follow_their_name(make_tiny_model: Factory, tmp_path: P
     assert model.roi_heads.box_heads[0].deltas.bias.view(5, 4).tolist() == [[row] * 4 for row in rows]
     weight = model.roi_heads.box_heads[0].scores.weight
     assert weight[:, 0].tolist() == [100, 100, 0, 100, 0]
-    assert sorted(report) == sorted(
-        f"{layer}.{kind} (rows of new classes)" for layer in (SCORES, DELTAS, LOGITS) for kind in ("weight", "bias")
-    )
+    assert set(transfer.mapped) == {
+        f"{layer}.{kind}" for layer in (SCORES, DELTAS, LOGITS) for kind in ("weight", "bias")
+    }
+    assert (transfer.fresh, transfer.unused, transfer.path) == ({}, [], path)
+    assert (transfer.old_classes, transfer.new_classes) == (["cat", "dog", "owl"], ["owl", "fox", "cat", "emu"])
     others = [n for n in model.state_dict() if not n.startswith((SCORES, DELTAS, LOGITS))]
+    assert transfer.kept == others
+    assert not transfer.complete
     assert all((model.state_dict()[name] == 100).all() for name in others)
 
 
 def test_a_reordered_subset_of_the_classes_leaves_nothing_fresh(make_tiny_model: Factory, tmp_path: Path) -> None:
     path = checkpoint(fill(make_tiny_model(num_classes=3), 100), ["cat", "dog", "owl"], tmp_path / "a.ckpt")
     model = fill(make_tiny_model(num_classes=2), 0)
-    assert init_weights(model, read_weights(path), class_names=["owl", "cat"]) == []
+    transfer = init_weights(model, read_weights(path), class_names=["owl", "cat"])
+    assert transfer.fresh == {}
+    assert set(transfer.kept) | set(transfer.mapped) == set(model.state_dict())
     assert model.roi_heads.box_heads[0].scores.bias.tolist() == [100, 103, 101]
 
 
@@ -89,7 +95,9 @@ def test_the_same_classes_take_everything(make_tiny_model: Factory, tmp_path: Pa
     source = make_tiny_model(num_classes=3)
     path = checkpoint(source, ["cat", "dog", "owl"], tmp_path / "a.ckpt")
     model = fill(make_tiny_model(num_classes=3), 0)
-    assert init_weights(model, read_weights(path), class_names=["cat", "dog", "owl"]) == []
+    transfer = init_weights(model, read_weights(path), class_names=["cat", "dog", "owl"])
+    assert transfer.complete
+    assert transfer.kept == list(model.state_dict())
     for name, value in model.state_dict().items():
         assert torch.equal(value, source.state_dict()[name]), name
 
@@ -100,9 +108,9 @@ def test_class_agnostic_boxes_carry_over_whole(make_tiny_model: Factory, tmp_pat
     names = [f"old{i}" for i in range(old)]
     path = checkpoint(fill(make_tiny_model(agnostic, num_classes=old), 100), names, tmp_path / "a.ckpt")
     model = fill(make_tiny_model(agnostic, num_classes=new), 0)
-    report = init_weights(model, read_weights(path), class_names=[f"new{i}" for i in range(new)])
+    transfer = init_weights(model, read_weights(path), class_names=[f"new{i}" for i in range(new)])
     assert model.roi_heads.box_heads[0].deltas.bias.tolist() == [100] * 4
-    assert not any(name.startswith(DELTAS) for name in report)
+    assert {f"{DELTAS}.weight", f"{DELTAS}.bias"} <= set(transfer.kept)
     assert model.roi_heads.box_heads[0].scores.bias.tolist() == [100.0, *range(1, new + 1)]
 
 
@@ -113,21 +121,35 @@ def test_what_does_not_fit_stays_fresh_and_is_reported(make_tiny_model: Factory,
         make_tiny_model("model.box_head.hidden_dim=32", "model.box_head.class_agnostic=true", num_classes=3),
         7,
     )
-    report = init_weights(model, read_weights(path), class_names=["cat", "fox", "owl"])
+    transfer = init_weights(model, read_weights(path), class_names=["cat", "fox", "owl"])
     box_head = "roi_heads.box_heads.0"
-    assert sorted(report) == sorted(
-        [
-            *(f"{box_head}.{n}" for n in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")),
-            f"{box_head}.scores.weight",
-            f"{box_head}.scores.bias (rows of new classes)",
-            f"{box_head}.deltas.weight",
-            f"{box_head}.deltas.bias",
-            f"{LOGITS}.weight (rows of new classes)",
-            f"{LOGITS}.bias (rows of new classes)",
-        ]
-    )
+    assert transfer.fresh == {
+        f"{box_head}.fc1.weight": "[64, 1568] there, [32, 1568] here",
+        f"{box_head}.fc1.bias": "[64] there, [32] here",
+        f"{box_head}.fc2.weight": "[64, 64] there, [32, 32] here",
+        f"{box_head}.fc2.bias": "[64] there, [32] here",
+        f"{SCORES}.weight": "[4, 64] there, [4, 32] here",
+        f"{DELTAS}.weight": "[16, 64] there, [4, 32] here",
+        f"{DELTAS}.bias": "[16] there, [4] here",
+    }
+    assert set(transfer.mapped) == {f"{SCORES}.bias", f"{LOGITS}.weight", f"{LOGITS}.bias"}
     assert (model.state_dict()[f"{box_head}.fc1.weight"] == 7).all()
     assert (model.state_dict()["rpn.convs.0.weight"] == 100).all()
+
+
+def test_what_is_missing_there_and_unknown_here_is_named_but_not_counters(
+    make_tiny_model: Factory, tmp_path: Path
+) -> None:
+    path = checkpoint(make_tiny_model("model.rpn.num_convs=2"), ["cat", "dog", "owl"], tmp_path / "a.ckpt")
+    frozen = make_tiny_model("model.backbone.norm=frozen_bn", "model.mask_head.num_convs=3")
+    transfer = init_weights(frozen, read_weights(path), class_names=["cat", "dog", "owl"])
+    third = "roi_heads.mask_head.convs.2"
+    assert transfer.fresh == {f"{third}.weight": "missing there", f"{third}.bias": "missing there"}
+    assert transfer.unused == ["rpn.convs.1.weight", "rpn.convs.1.bias"]
+    assert transfer.mapped == []
+    path = checkpoint(frozen, ["cat", "dog", "owl"], tmp_path / "b.ckpt")
+    counting = make_tiny_model("model.mask_head.num_convs=3")
+    assert init_weights(counting, read_weights(path), class_names=["cat", "dog", "owl"]).complete
 
 
 def test_weights_of_another_backbone_are_no_start(make_tiny_model: Factory, tmp_path: Path) -> None:
