@@ -76,8 +76,10 @@ def _class_lines(transfer: Transfer) -> list[str]:
     old, new = transfer.old_classes, transfer.new_classes
     if old == new:
         return []
-    added, left = [name for name in new if name not in old], [name for name in old if name not in new]
-    carried = [name for name in new if name in old]
+    carried, added = [name for name in new if name in old], [name for name in new if name not in old]
+    left = list(dict.fromkeys(name for name in old if name not in new))  # COCO's gaps have one name
+    if left == [str(label) for label in range(1, len(old) + 1)]:
+        left = [f"{len(old)} classes that the file does not name"]
     lines = [
         _wrapped(f"{label:<9}{_names(names)}")
         for label, names in (("carried", carried), ("new", added), ("left", left))

@@ -68,6 +68,13 @@ def test_many_classes_are_cut_short(transfer):
     assert max(map(len, left.split("\n"))) <= 80
 
 
+def test_a_file_without_names_is_said_to_have_none(transfer):
+    nameless = replace(transfer, old_classes=["1", "2", "3"], new_classes=["emu"])
+    assert "left     3 classes that the file does not name" in transfer_lines(nameless)
+    gaps = replace(transfer, old_classes=["cat", "N/A", "owl", "N/A"], new_classes=["emu"])
+    assert "left     cat, N/A, owl" in transfer_lines(gaps)
+
+
 def test_weights_that_fit_are_one_line(transfer):
     whole = replace(transfer, mapped=[], fresh={}, unused=[])
     assert transfer_lines(whole) == ["init=old/last.ckpt: all weights taken over"]
