@@ -4,11 +4,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 from pytorch_lightning import seed_everything
-from pytorch_lightning.utilities import rank_zero_only
 
-from maskrcnn.config import build, command, plain
-from maskrcnn.models.weights import init_weights, read_weights
+from maskrcnn.config import build, command, model_config, plain
+from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.weights import Differences, Transfer, differing_settings, init_weights, read_weights
 from maskrcnn.training.checkpoints import read_training_state
+from maskrcnn.training.initialization import announce_transfer
 from maskrcnn.training.interruption import stoppable
 from maskrcnn.training.loggers import start_curves
 from maskrcnn.training.module import MaskRCNNModule
@@ -32,10 +33,7 @@ def main(cfg: DictConfig) -> float | None:
         cfg.model.backbone.weights = None  # they come with the others
     model = build(cfg.model, key="model", trust=trust)
     cfg.model.backbone.weights = None  # from here on they are in the checkpoint
-    if cfg.init is not None and cfg.resume is None:
-        fresh = init_weights(model, read_weights(cfg.init, key="init"), class_names=data.class_names)
-        taken = f"not taken from it: {', '.join(fresh)}" if fresh else "all weights taken over"
-        rank_zero_only(print)(f"init={cfg.init}: {taken}")
+    start = take_over(cfg, model, data.class_names) if cfg.init is not None and cfg.resume is None else None
 
     module = MaskRCNNModule(
         model=model,
@@ -50,12 +48,21 @@ def main(cfg: DictConfig) -> float | None:
     )
     trainer = build_trainer(plain(cfg))
     announce(trainer, module, data)
+    if start:
+        announce_transfer(trainer, *start)
     start_curves(trainer, plain(cfg), first_step=done)
     with stoppable():
         trainer.fit(module, datamodule=data, ckpt_path=cfg.resume, weights_only=True)
     if module.scored_step != trainer.global_step:  # no validation was due, or the run was killed behind it
         trainer.validate(module, datamodule=data, verbose=False)
     return conclude(trainer, module)
+
+
+def take_over(cfg: DictConfig, model: MaskRCNN, class_names: list[str]) -> tuple[Transfer, Differences]:
+    """Start `model` from the weights `init=`; also says for which other settings they were made."""
+    weights = read_weights(cfg.init, key="init")
+    transfer = init_weights(model, weights, class_names=class_names)
+    return transfer, differing_settings(model_config(weights), plain(cfg.model))
 
 
 if __name__ == "__main__":

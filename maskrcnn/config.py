@@ -12,7 +12,9 @@ from typing import Any
 
 import hydra
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
@@ -236,6 +238,21 @@ def _node(parent: Any, name: str, weights: Weights) -> dict[str, Any]:
     if not isinstance(node, dict) or "defaults" in node:
         raise UserError(f"ckpt={weights.path}: its config holds no {name} that can be used")
     return dict(node)
+
+
+def model_config(weights: Weights) -> dict[str, Any]:
+    """The `model` node that weights were made for, as plain values; {} where nothing says."""
+    if not weights.groups:
+        return weights.config.get("model", {})
+    options = [*weights.groups.items(), *((f"model.{key}", value) for key, value in weights.settings.items())]
+    hydra_of_command = GlobalHydra.instance().hydra  # a process has one, which a further device's reads from its run
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            return plain(compose("train", overrides=[f"{key}={value}" for key, value in options]).model)
+    finally:
+        if hydra_of_command:
+            GlobalHydra.instance().initialize(hydra_of_command)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d
@@ -74,27 +74,30 @@ def make_tiny_model(make_model: ModelMaker) -> ModelMaker:
 
 @pytest.fixture(scope="session")
 def make_tiny_torchvision() -> Callable[..., TorchvisionMaskRCNN]:
-    """torchvision's counterpart of the tiny model with `preset="torchvision"`."""
+    """torchvision's counterpart of the tiny model with the preset `torchvision`, or `torchvision_v2`."""
 
-    def make(*, num_classes: int = 3, **settings: Any) -> TorchvisionMaskRCNN:
+    def make(*, num_classes: int = 3, v2: bool = False, **settings: Any) -> TorchvisionMaskRCNN:
         torch.manual_seed(0)
-        body = resnet18(weights=None, norm_layer=FrozenBatchNorm2d)
+        norm = nn.BatchNorm2d if v2 else None
+        body = resnet18(weights=None, norm_layer=norm or FrozenBatchNorm2d)
         layers = {f"layer{i}": str(i - 1) for i in (1, 2, 3, 4)}
         model = TorchvisionMaskRCNN(
-            BackboneWithFPN(body, layers, in_channels_list=[64, 128, 256, 512], out_channels=32),
+            BackboneWithFPN(body, layers, in_channels_list=[64, 128, 256, 512], out_channels=32, norm_layer=norm),
             min_size=64,
             max_size=128,
-            rpn_head=RPNHead(32, 3),
+            rpn_head=RPNHead(32, 3, conv_depth=2 if v2 else 1),
             rpn_post_nms_top_n_train=50,
             rpn_post_nms_top_n_test=50,
-            box_head=TwoMLPHead(32 * 7 * 7, 64),
+            box_head=FastRCNNConvFCHead((32, 7, 7), [32] * 4, [64], norm) if v2 else TwoMLPHead(32 * 7 * 7, 64),
             box_predictor=FastRCNNPredictor(64, num_classes + 1),
-            mask_head=MaskRCNNHeads(32, (16, 16), 1),
+            mask_head=MaskRCNNHeads(32, (16, 16), 1, norm_layer=norm),
             mask_predictor=MaskRCNNPredictor(16, 16, num_classes + 1),
             **settings,
-        )
+        ).eval()
         scramble_norms(model)
-        return model.eval()
+        if v2:
+            sharpen_heads(model)
+        return model
 
     return make
 
@@ -118,7 +121,7 @@ def make_torchvision() -> Callable[..., TorchvisionMaskRCNN]:
 def scramble_norms(model: nn.Module) -> None:
     """Give every normalisation its own statistics, so that a mix-up of two of them shows."""
     for name, module in model.named_modules():
-        if isinstance(module, FrozenBatchNorm2d):
+        if isinstance(module, FrozenBatchNorm2d | nn.BatchNorm2d):
             closes_block = name.endswith(("bn3", "layer1.0.bn2", "layer1.1.bn2"))
             module.weight.uniform_(0.2, 0.4) if closes_block else module.weight.uniform_(0.8, 1.2)
             module.bias.normal_(std=0.1)

@@ -143,7 +143,15 @@ def test_of_training_only_what_keeps_a_run_writes():
         for path in MODULES
         if room(path) == "training" and any(is_one_of(name, WRITES) for name, _ in calls(path))
     }
-    assert users == {"checkpoints.py", "guard.py", "loggers.py", "pictures.py", "report.py", "trackers.py"}
+    assert users == {
+        "checkpoints.py",
+        "guard.py",
+        "initialization.py",
+        "loggers.py",
+        "pictures.py",
+        "report.py",
+        "trackers.py",
+    }
 
 
 def test_ops_and_evaluation_write_nothing():

@@ -616,8 +616,8 @@ def test_training_of_other_classes_starts_from_an_own_checkpoint(trained, copy):
         path.write_text(path.read_text().replace('"ring"', '"washer"'))
     outcome = run("train", f"init={trained[0] / 'checkpoints' / 'best.ckpt'}", f"data.root={copy}", *TRIAL)
     assert outcome.code == 0, outcome.err
-    assert "roi_heads.mask_head.logits.weight (rows of new classes)" in outcome.out
-    assert "backbone." not in outcome.out
+    assert "\nnew      washer\nleft     ring\n" in outcome.out
+    assert "\nfresh" not in outcome.out
 
 
 def test_sweep_makes_a_job_of_each_value(work, shapes):
@@ -995,7 +995,7 @@ def test_init_of_another_backbone_says_what_it_left(trained, shapes, work):
     resnet50 = ("model/backbone=resnet50", "model.backbone.weights=null")
     outcome = run("train", f"init={checkpoint}", f"data.root={shapes}", *TRIAL, *resnet50)
     assert outcome.code == 0, outcome.err
-    assert "not taken from it: backbone." in outcome.out
+    assert "fresh    backbone.layer1.0.conv1.weight: [64, 64, 3, 3] there, [64, 64, 1, 1]" in outcome.out
 
 
 BAD_RESULTS = {

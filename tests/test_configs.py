@@ -97,6 +97,7 @@ INTENDED: dict[str, dict[str, Any]] = {
         "rpn.sampler.batch_size_per_image": 256,
         "rpn.sampler.positive_fraction": 0.5,
     },
+    "model/neck/fpn_output": {"upsampling": "bilinear", "top_down": "output"},
     "model/roi/cascade": {
         "stages.1.coder_weights": [20.0, 20.0, 10.0, 10.0],
         "stages.1.matcher.high_threshold": 0.6,
@@ -139,6 +140,21 @@ INTENDED["model/detectron2"] = INTENDED["model/torchvision"] | {
     "mask_head.paste": "detectron2",
 }
 del INTENDED["model/detectron2"]["anchors.strides"]
+INTENDED["model/torchvision_v2"] = INTENDED["model/torchvision"] | {
+    "rpn.num_convs": 2,
+    "box_head.num_convs": 4,
+    "box_head.norm": "bn",
+    "box_head.num_fcs": 1,
+    "mask_head.norm": "bn",
+}
+INTENDED["model/original"] = INTENDED["model/mask_rcnn"] | {
+    "input.resize": "opencv",
+    "input.size_divisor": 64,
+    "anchors.ratios": [2.0, 1.0, 0.5],
+    "anchors.offset": 0.5,
+    "anchors.round": False,
+    "mask_head.paste": "original",
+}
 
 
 def options() -> dict[str, list[str]]:

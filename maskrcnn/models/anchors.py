@@ -19,6 +19,8 @@ class AnchorGenerator(nn.Module):
         ratios: Height / width.
         strides: Pixels from one cell to the next, one per level; null derives them from the padded
             picture, height // rows, as torchvision does (61 instead of 64 on a P6 of 13 rows).
+        offset: Where in its cell an anchor has its centre, in strides: 0 for the top left corner, as torchvision and
+            detectron2 have it, 0.5 for the middle.
         round: Round the corners to whole pixels, as torchvision does; detectron2 does not.
     """
 
@@ -29,6 +31,7 @@ class AnchorGenerator(nn.Module):
         scales: Sequence[float] = (1.0,),
         ratios: Sequence[float] = (0.5, 1.0, 2.0),
         strides: Sequence[int] | None = (4, 8, 16, 32, 64),
+        offset: float = 0.0,
         round: bool = True,
     ) -> None:
         super().__init__()
@@ -37,7 +40,10 @@ class AnchorGenerator(nn.Module):
                 raise ValueError(f"{name} must be a list of positive numbers, got {list(values)}")
         if strides is not None and len(strides) != len(sizes):
             raise ValueError(f"strides must have one entry per level of sizes ({len(sizes)}), got {list(strides)}")
+        if not 0 <= offset < 1:
+            raise ValueError(f"offset must be at least 0 and below 1, got {offset}")
         self.strides = strides
+        self.offset = offset
         self.num_levels = len(sizes)
         self.num_anchors = len(scales) * len(ratios)
         for level, size in enumerate(sizes):
@@ -58,8 +64,8 @@ class AnchorGenerator(nn.Module):
                 stride_y, stride_x = image_size[0] // rows, image_size[1] // columns
             else:
                 stride_y = stride_x = self.strides[level]
-            y = torch.arange(rows, dtype=torch.float32, device=cell.device) * stride_y
-            x = torch.arange(columns, dtype=torch.float32, device=cell.device) * stride_x
+            y = (torch.arange(rows, dtype=torch.float32, device=cell.device) + self.offset) * stride_y
+            x = (torch.arange(columns, dtype=torch.float32, device=cell.device) + self.offset) * stride_x
             grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
             shifts = torch.stack((grid_x, grid_y, grid_x, grid_y), dim=-1).reshape(-1, 1, 4)
             anchors.append((shifts + cell).reshape(-1, 4))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from maskrcnn.ops.image_batch import ImageBatch, clear_padding, pad_images, resized_shape
 from maskrcnn.ops.pil_resize import pil_resize
 
-RESIZE_RULES = ("torchvision", "pil")
+RESIZE_RULES = ("torchvision", "pil", "opencv")
 
 
 class ModelInput(nn.Module):
@@ -24,7 +24,7 @@ class ModelInput(nn.Module):
         min_size: Short side in pixels at evaluation and prediction.
         max_size: The long side never passes this.
         resize: `torchvision`: bilinear on floats without antialiasing; `pil`: on whole levels with antialiasing, as
-            PIL (and with it detectron2) does.
+            PIL (and with it detectron2) does; `opencv`: rounded to whole levels, without antialiasing.
         channel_order: `rgb` or `bgr`.
         mean, std: Per channel in `channel_order`, for pixels in 0..1.
         size_divisor: Padded sides are multiples of this.
@@ -38,7 +38,7 @@ class ModelInput(nn.Module):
         *,
         min_size: int = 640,
         max_size: int = 768,
-        resize: Literal["torchvision", "pil"] = "torchvision",
+        resize: Literal["torchvision", "pil", "opencv"] = "torchvision",
         channel_order: Literal["rgb", "bgr"] = "rgb",
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
@@ -80,7 +80,10 @@ class ModelInput(nn.Module):
             return F.interpolate(self._normalise(image)[None], size=shape, mode="bilinear", align_corners=False)[0]
         shape = resized_shape(size, min_size=self.min_size, max_size=self.max_size, round_half_up=True)
         levels = (image * 255).round() if image.is_floating_point() else image
-        return self._normalise(pil_resize(levels, shape))
+        if self.resize == "pil":
+            return self._normalise(pil_resize(levels, shape))
+        levels = F.interpolate(levels.float()[None], size=shape, mode="bilinear", align_corners=False)[0]
+        return self._normalise(levels.round().clamp(0, 255) / 255)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         if not pixels.is_floating_point():

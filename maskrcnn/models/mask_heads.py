@@ -24,7 +24,7 @@ class MaskHead(nn.Module):
         num_convs: 3 x 3 convolutions before the doubling.
         channels: Their width.
         norm: Normalisation after each of them, which then has no bias: `bn`, `gn` or null.
-        paste: How a mask is laid into the picture: `torchvision` or `detectron2`, see `ops.masks`.
+        paste: How a mask is laid into the picture: `torchvision`, `detectron2` or `original`, see `ops.masks`.
     """
 
     def __init__(

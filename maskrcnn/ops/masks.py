@@ -12,11 +12,10 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import roi_align
+from torchvision.ops import clip_boxes_to_image, roi_align
 
 RLE = dict[str, Any]
 Patch = tuple[Tensor, tuple[int, int]]  # pixels [h, w] and the (top, left) where they belong
-PASTE_RULES = ("torchvision", "detectron2")
 
 
 def sample_mask_targets(crops: Tensor, *, boxes: Tensor, rois: Tensor, size: int) -> Tensor:
@@ -50,14 +49,15 @@ def masks_to_rle(
         mask_probs: [N, M, M].
         boxes: [N, 4] in pixels of the picture.
         size: Its (height, width).
-        threshold: Probability from which (torchvision: above which) a pixel belongs to the mask.
+        threshold: Probability above which (detectron2: from which) a pixel belongs to the mask.
         paste: `torchvision`: boxes are widened by the mask's margin and cut to whole pixels;
-            `detectron2`: each pixel centre samples the mask at its exact place in the box.
+            `detectron2`: each pixel centre samples the mask at its exact place in the box;
+            `original`: boxes are cut to whole pixels, without a margin.
     """
-    layout, covers = (_paste_torchvision, torch.gt) if paste == "torchvision" else (_paste_detectron2, torch.ge)
+    covers = torch.ge if paste == "detectron2" else torch.gt
     return [
         _encode_patch(covers(patch, threshold).numpy(), top_left, size)
-        for patch, top_left in layout(mask_probs.float().cpu(), boxes.float().cpu(), size)
+        for patch, top_left in _PASTE[paste](mask_probs.float().cpu(), boxes.float().cpu(), size)
     ]
 
 
@@ -90,6 +90,23 @@ def _paste_detectron2(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) 
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
         patches.append((F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0], (top, left)))
     return patches
+
+
+def _paste_original(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[Patch]:
+    """Patches and their (top, left), stretched over the whole pixels between the corners, cut down to integers."""
+    corners = clip_boxes_to_image(boxes, size).to(torch.int64).tolist()
+    patches = []
+    for mask, (x0, y0, x1, y1) in zip(mask_probs, corners, strict=True):
+        if x1 > x0 and y1 > y0:
+            patch = F.interpolate(mask[None, None], size=(y1 - y0, x1 - x0), mode="bilinear", align_corners=False)[0, 0]
+        else:
+            patch = mask.new_zeros(0, 0)
+        patches.append((patch, (y0, x0)))
+    return patches
+
+
+_PASTE = {"torchvision": _paste_torchvision, "detectron2": _paste_detectron2, "original": _paste_original}
+PASTE_RULES = tuple(_PASTE)
 
 
 def _encode_patch(patch: np.ndarray, top_left: tuple[int, int], size: tuple[int, int]) -> RLE:

@@ -49,6 +49,13 @@ def test_unrounded_cell_by_hand() -> None:
     torch.testing.assert_close(sides.prod(dim=1), torch.full((6,), 1024.0))
 
 
+def test_an_offset_moves_every_centre_by_that_part_of_its_stride() -> None:
+    features, size = pyramid(64, 96), (64, 96)
+    corner, middle = AnchorGenerator()(features, size), AnchorGenerator(offset=0.5)(features, size)
+    for stride, before, after in zip((4, 8, 16, 32, 64), corner, middle, strict=True):
+        assert torch.equal(after, before + stride / 2)
+
+
 def test_explicit_strides_hold_whatever_the_picture() -> None:
     features, size = pyramid(800, 1088), (800, 1088)
     fixed = AnchorGenerator(strides=(4, 8, 16, 32, 64))(features, size)
@@ -87,6 +94,8 @@ def test_wrong_number_of_levels_names_the_key() -> None:
         ("strides", (4, 8, 16, 32)),
         ("strides", ()),
         ("strides", (4, 8, 16, 32, 0)),
+        ("offset", -0.5),
+        ("offset", 1.0),
     ],
 )
 def test_invalid_arguments_are_named(name: str, value: Any) -> None:

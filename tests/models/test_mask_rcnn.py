@@ -7,7 +7,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
-from torchvision.models.detection import maskrcnn_resnet50_fpn, roi_heads
+from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2, roi_heads
 
 from maskrcnn.models.losses import BoxLossName
 from maskrcnn.models.mask_rcnn import LOSSES, MaskRCNN
@@ -93,10 +93,15 @@ def test_detections_equal_torchvision(
         assert ious[areas > 0].min() > 0.99
 
 
-def test_preset_has_the_settings_of_torchvision(make_model: Factory) -> None:
+@pytest.mark.parametrize(
+    ("make", "preset"),
+    [(maskrcnn_resnet50_fpn, "torchvision"), (maskrcnn_resnet50_fpn_v2, "torchvision_v2")],
+    ids=["v1", "v2"],
+)
+def test_preset_has_the_settings_of_torchvision(make_model: Factory, make: Factory, preset: str) -> None:
     with torch.device("meta"):
-        theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
-        ours = make_model(preset="torchvision", num_classes=90)
+        theirs = make(weights=None, weights_backbone=None)
+        ours = make_model(preset=preset, num_classes=90)
     transform, rpn, roi = theirs.transform, theirs.rpn, theirs.roi_heads
     assert (ours.input.min_size, ours.input.max_size) == (transform.min_size[-1], transform.max_size)
     assert ours.input.size_divisor == transform.size_divisible

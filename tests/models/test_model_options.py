@@ -96,7 +96,7 @@ def test_a_cascade_starts_from_one_stage(make_tiny_model: Factory) -> None:
     categories = [{"id": i, "name": name} for i, name in enumerate(("a", "b", "c"), start=1)]
     weights = Weights(Path("one.ckpt"), old.state_dict(), categories)
     new = make_tiny_model("model/roi=cascade")
-    fresh = init_weights(new, weights, class_names=["a", "b", "c"])
+    fresh = init_weights(new, weights, class_names=["a", "b", "c"]).fresh
     assert {name.rpartition(".")[0].rpartition(".")[0] for name in fresh} == {
         "roi_heads.box_heads.1",
         "roi_heads.box_heads.2",

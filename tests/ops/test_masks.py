@@ -107,6 +107,17 @@ def test_run_lengths_are_those_of_pycocotools(paste: str) -> None:
         assert coco_mask.area(rle) == mask.sum()
 
 
+def test_original_pasting_by_hand() -> None:
+    box = torch.tensor([[8.9, 4.2, 36.7, 32.9], [20.3, 10, 20.9, 30], [50.0, 30, 99, 99]])
+    probs = torch.ones(3, 28, 28)
+    probs[0, :, :14] = 0
+    found = dense(masks_to_rle(probs, box, size=SIZE, paste="original"))
+    expected = np.zeros((3, *SIZE), dtype=bool)
+    expected[0, 4:32, 22:36] = True  # the right half of 28 pixels
+    expected[2, 30:, 50:] = True
+    assert np.array_equal(found, expected)
+
+
 def test_detectron2_pasting_of_a_full_mask_covers_exactly_its_box() -> None:
     box = torch.tensor([[8.0, 4, 36, 32]])
     rles = masks_to_rle(torch.ones(1, 28, 28), box, size=SIZE, paste="detectron2")

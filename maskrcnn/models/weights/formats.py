@@ -7,6 +7,7 @@ from maskrcnn.errors import UserError
 from maskrcnn.models.weights.contents import Weights
 from maskrcnn.models.weights.detectron2 import read_detectron2
 from maskrcnn.models.weights.files import load_file
+from maskrcnn.models.weights.original import read_original
 from maskrcnn.models.weights.torchvision import read_torchvision
 
 # Where our checkpoints keep what is ours, beside Lightning's own entries.
@@ -15,7 +16,7 @@ _MODULE_PREFIX = "model."
 
 
 def read_weights(path: str | Path, *, key: str = "ckpt") -> Weights:
-    """Read a checkpoint of ours, a file of detectron2, or a state dict of torchvision's `maskrcnn_resnet50_fpn`.
+    """Read a checkpoint of ours, or another project's weights; the readers of its kinds say which.
 
     Args:
         path: The file.
@@ -27,14 +28,14 @@ def read_weights(path: str | Path, *, key: str = "ckpt") -> Weights:
     path = Path(path).expanduser()
     content = load_file(path, key)
     if isinstance(content, dict):
-        for read in (_read_ours, read_detectron2, read_torchvision):
+        for read in (_read_ours, read_detectron2, read_torchvision, read_original):
             weights = read(path, content, key)
             if weights is not None:
                 return weights
     raise UserError(
         f"{key}={path}: holds no Mask R-CNN weights that are known here; "
-        "give a checkpoint of this project, a Mask R-CNN of detectron2 (.pkl, .pth) or a state dict of torchvision's "
-        "maskrcnn_resnet50_fpn"
+        "give a checkpoint of this project, a state dict of torchvision's maskrcnn_resnet50_fpn or _v2, a Mask R-CNN "
+        "of detectron2 (.pkl, .pth) or a file of liangheming/maskrcnn"
     )
 
 
