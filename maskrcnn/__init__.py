@@ -1,8 +1,6 @@
 """Mask R-CNN for instance segmentation, trained with PyTorch Lightning and configured with Hydra.
 
-from maskrcnn import load
-model = load("best.ckpt")
-result = model.predict("photo.jpg")
+For programs: `load("best.ckpt").predict("photo.jpg")`, see `maskrcnn.predict.predictor`.
 """
 
 from importlib import import_module

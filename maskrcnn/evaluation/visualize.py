@@ -142,15 +142,16 @@ def _draw_labels(
     picture: np.ndarray, corners: np.ndarray, labels: list[str], colors: list[Color], font_size: int
 ) -> np.ndarray:
     """Writes the labels on plates in their colors, clear of each other where there is room."""
-    fonts = [ImageFont.load_default(size=size) for size in (font_size, max(_MIN_FONT, round(font_size * _SMALL)))]
+    sizes = (font_size, max(_MIN_FONT, round(font_size * _SMALL)))
+    fonts = [(ImageFont.load_default(size), size) for size in sizes]
     sheet = Image.fromarray(picture)
     draw = ImageDraw.Draw(sheet)
     plates = np.zeros((len(labels), 4), dtype=int)
     chosen = []
     for i, (box, label) in enumerate(zip(corners, labels, strict=True)):
-        for font in fonts:
+        for font, size in fonts:
             width = round(draw.textlength(label, font=font)) + 2 * _MARGIN
-            places = _places(box, width, round(font.size) + 2 * _MARGIN, sheet.size)
+            places = _places(box, width, size + 2 * _MARGIN, sheet.size)
             free = [place for place in places if not _overlaps(place, plates[:i])]
             if free:
                 break

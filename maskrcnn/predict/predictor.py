@@ -60,7 +60,6 @@ class Predictor:
         self.device = fabric.device
         self._model = fabric.setup_module(model.eval())
         self._model.mark_forward_method("predict")
-        self._labels = {category["name"]: label for label, category in enumerate(categories, start=1)}
 
     @property
     def class_names(self) -> list[str]:
@@ -68,7 +67,7 @@ class Predictor:
         return [category["name"] for category in self.categories]
 
     @overload
-    def predict(
+    def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str too
         self, image: Picture, *, threshold: float = ..., classes: Iterable[str] | None = ..., batch_size: int = ...
     ) -> Result: ...
     @overload
@@ -122,14 +121,15 @@ class Predictor:
         Raises:
             UserError: The model knows no such class.
         """
+        names = self.class_names
         if classes is None:
-            return list(self._labels.values())
+            return list(range(1, len(names) + 1))
         chosen = [classes] if isinstance(classes, str) else list(classes)
-        unknown = [name for name in chosen if name not in self._labels]
+        unknown = [name for name in chosen if name not in names]
         if unknown or not chosen:
-            known = ", ".join(self._labels)
+            known = ", ".join(names)
             raise UserError(f"classes: the model knows {known}; not {', '.join(map(str, unknown)) or 'an empty list'}")
-        return [self._labels[name] for name in chosen]
+        return [label for label, name in enumerate(names, start=1) if name in chosen]
 
     @torch.inference_mode()
     def _predict(self, images: list[np.ndarray], threshold: float, labels: list[int]) -> list[Result]:
@@ -169,7 +169,8 @@ def load(
 
     Args:
         path: The checkpoint.
-        accelerator, devices: As of Lightning's Trainer, such as "cpu" or "gpu"; [1] is the second GPU.
+        accelerator: As of Lightning's Trainer, such as "cpu" or "gpu".
+        devices: Likewise, but one of them; [1] is the second GPU.
         precision: As of Lightning's Trainer; None for that of the training.
         overrides: As on the command line, such as "model.score_thresh=0.01" or "model.input.min_size=800".
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from maskrcnn.errors import UserError
 
-PICTURES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .bmp .dib .tif .tiff .webp .gif .ppm .pgm .pbm .pnm .jp2 .avif .heic .heif".split()
-)
-VIDEOS = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .mts .m2ts .3gp .ogv".split())
+PICTURES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"}
+PICTURES |= {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".heic", ".heif"}
+VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".mts", ".m2ts", ".3gp"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,9 @@ def find_sources(source: str | int | Sequence[str | int], *, output: Path) -> So
     for entry in [source] if isinstance(source, str | int) else source:
         files = list(_expand(str(entry), output.resolve()))
         if not files:
-            found.problems.append(f"{entry}: no such file or folder, and no file of this pattern")
+            is_empty = Path(entry).expanduser().is_dir()
+            what = "holds no file" if is_empty else "no such file or folder, and no file of this pattern"
+            found.problems.append(f"{entry}: {what}")
         for origin, name, chosen in files:
             group = _group(found, origin, chosen)
             key = origin.resolve() if isinstance(origin, Path) else origin
@@ -86,7 +87,7 @@ def _expand(entry: str, output: Path) -> Iterator[tuple[Path | int, str, bool]]:
     elif entry.isdecimal():
         yield int(entry), f"camera{entry}", True
     else:
-        for match in map(Path, sorted(glob.glob(str(path), recursive=True))):
+        for match in map(Path, sorted(glob.glob(str(path), recursive=True))):  # noqa: PTH207  # that takes no /a/*
             if match.is_dir():
                 yield from _inside(match, output, prefix=f"{match.name}/")
             elif output not in match.resolve().parents:
