@@ -293,7 +293,8 @@ def _unquote(value: str) -> str:
 
 def _remove_unused(folder: Path, *, since: float) -> None:
     """Remove the folder of a run that never got anywhere, unless something in it is older or of value."""
-    valuable = [*folder.glob("checkpoints/*"), folder / "metrics.csv", folder / REPORT, folder / "predictions.json"]
+    valuable = [*folder.glob("checkpoints/*"), folder / "metrics.csv", folder / REPORT]
+    valuable += [folder / "predictions.json", folder / "frames"]
     if own_rank() or not folder.is_dir() or any(path.exists() for path in valuable):
         return
     if all(entry.stat().st_mtime >= since - 1 for entry in folder.rglob("*")):

@@ -104,7 +104,11 @@ def test_the_command_finds_what_evaluate_finds(checkpoint, shapes, tmp_path):
 def test_the_api_finds_the_same_in_every_kind_of_picture(model, photos):
     path = photos / "a.png"
     array = read_image(path)
-    results = model.predict([array, Image.open(path), path, str(path)], threshold=0.05)
+    reversed_axes = np.ascontiguousarray(array[:, :, ::-1])[:, :, ::-1]  # as OpenCV's pictures become RGB
+    read_only = np.frombuffer(array.tobytes(), np.uint8).reshape(array.shape)
+    pictures = [array, reversed_axes, read_only, Image.open(path), path, str(path)]
+    results = model.predict(pictures, threshold=0.05)
+    assert len(results) == 6
     alone = model.predict(path, threshold=0.05)
     assert len(alone) > 0
     for result in results:
@@ -316,23 +320,32 @@ def test_groups_of_training_are_refused(checkpoint, photos):
     assert "Traceback" not in outcome.err
 
 
-def test_an_interrupted_run_keeps_what_is_done(checkpoint, photos, tmp_path):
+@pytest.mark.parametrize(
+    "end", [(KeyboardInterrupt(), 130), (UserError("memory: is full"), 1)], ids=["ctrl-c", "error"]
+)
+@pytest.mark.parametrize("kind", ["pictures", "frames"])
+def test_a_run_that_ends_early_keeps_what_is_done(checkpoint, request, tmp_path, kind, end):
+    error, code = end
     original = Predictor.predict
     calls = []
 
     def interrupted(self: Predictor, *args: Any, **rest: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
-            raise KeyboardInterrupt
+            raise error
         return original(self, *args, **rest)
 
+    source = request.getfixturevalue("photos") if kind == "pictures" else request.getfixturevalue("clip")[0]
     with mock.patch.object(Predictor, "predict", interrupted):
         outcome = predict(
-            f"ckpt={checkpoint}", f"source={photos}", f"output={tmp_path / 'out'}", "batch_size=2", "threshold=0"
+            f"ckpt={checkpoint}", f"source={source}", f"output={tmp_path / 'out'}", "batch_size=2", "threshold=0"
         )
-    assert outcome.code == 130
-    assert "2 pictures: " in outcome.out
-    assert len(found(tmp_path / "out" / "predictions.json").imgs) == 2
+    assert outcome.code == code
+    assert f"2 {kind}" in outcome.out
+    file = "predictions.json" if kind == "pictures" else "frames/clip.json"
+    assert len(found(tmp_path / "out" / file).imgs) == 2
+    if kind == "frames":
+        assert len(decoded(tmp_path / "out" / "overlays" / "clip.mp4")) == 2
 
 
 def test_a_home_folder_and_awkward_names(checkpoint, photos, tmp_path, monkeypatch):

@@ -28,7 +28,6 @@ _MIN_FONT = 11  # px
 _GAP = 8  # px between pictures
 _BACKGROUND: Color = (32, 32, 32)
 _FOREGROUND: Color = (240, 240, 240)
-_SHADE: Color = (0, 0, 0)  # beside the lines, which would be lost on a background of their own colour
 
 
 def class_color(name: str) -> Color:
@@ -72,7 +71,8 @@ def draw_instances(
 
     canvas = _draw_masks(canvas, masks, colors, scale, line)
     drawn = _to_tensor(canvas)
-    for shades, width in (([_SHADE] * len(colors), line + 2 * _rim(line)), (colors, line)):
+    rims = [_contrast(color) for color in colors]
+    for shades, width in ((rims, line + 2 * _rim(line)), (colors, line)):
         rim = (width - line) // 2  # lines grow inwards
         outer = torch.from_numpy(corners + np.array([-rim, -rim, rim, rim]))
         drawn = draw_bounding_boxes(drawn, outer, colors=list(shades), width=width)
@@ -122,14 +122,19 @@ def _draw_masks(
         contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=corner)
         thin = max(1, line // 2)
         if thin > 1:
-            cv2.drawContours(picture, contours, -1, _SHADE, thin + 2 * _rim(thin), cv2.LINE_AA)
+            cv2.drawContours(picture, contours, -1, _contrast(color), thin + 2 * _rim(thin), cv2.LINE_AA)
         cv2.drawContours(picture, contours, -1, color, thin, cv2.LINE_AA)
     return picture
 
 
 def _rim(line: int) -> int:
-    """Width of the dark edge on either side of a line."""
+    """Width of the edge on either side of a line, which would be lost on a background of its own color."""
     return max(1, line // 3)
+
+
+def _contrast(color: Color) -> Color:
+    """Black for a light color, white for a dark one."""
+    return (0, 0, 0) if np.dot(color, (0.299, 0.587, 0.114)) > 128 else (255, 255, 255)
 
 
 def _crop(rle: dict[str, Any], scale: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -159,8 +164,9 @@ def _draw_labels(
         chosen.append(font)
     for plate, label, color, font in reversed(list(zip(plates.tolist(), labels, colors, chosen, strict=True))):
         draw.rectangle(plate, fill=color)
-        ink = "black" if np.dot(color, (0.299, 0.587, 0.114)) > 128 else "white"
-        draw.text((plate[0] + _MARGIN, (plate[1] + plate[3]) // 2), label, fill=ink, font=font, anchor="lm")
+        draw.text(
+            (plate[0] + _MARGIN, (plate[1] + plate[3]) // 2), label, fill=_contrast(color), font=font, anchor="lm"
+        )
     return np.array(sheet)
 
 

@@ -46,7 +46,7 @@ class Predictor:
         devices: int | str | list[int] = 1,
         precision: Any = "32-true",
     ) -> None:
-        logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)  # chatter
+        logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # chatter
         try:
             fabric = Fabric(
                 accelerator=accelerator, devices=devices, precision=precision, plugins=LightningEnvironment()
@@ -207,7 +207,7 @@ def to_array(image: Picture) -> np.ndarray:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise TypeError(f"image should be uint8 [H, W, 3] in RGB, is {image.dtype} {list(image.shape)}")
-        return image if image.flags.writeable else image.copy()  # torch warns of others
+        return np.require(image, requirements=["C", "W"])  # torch takes no reversed axes and warns of read-only arrays
     if isinstance(image, Image.Image):
         return to_rgb_array(image)
     try:

@@ -60,7 +60,7 @@ def find_sources(source: str | int | Sequence[str | int], *, output: Path) -> So
     for entry in [source] if isinstance(source, str | int) else source:
         files = list(_expand(str(entry), output.resolve()))
         if not files:
-            is_empty = Path(entry).expanduser().is_dir()
+            is_empty = Path(str(entry)).expanduser().is_dir()
             what = "holds no file" if is_empty else "no such file or folder, and no file of this pattern"
             found.problems.append(f"{entry}: {what}")
         for origin, name, chosen in files:
