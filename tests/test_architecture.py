@@ -27,7 +27,7 @@ ROOMS = {
     "sweep": {"launch", "errors"},
     "config": {"building", "training", "models", "launch", "sweep", "errors"},
     "check_data": {"check_data", "config", "evaluation", "data", "errors"},
-    "benchmark": {"benchmark", "config", "data", "models", "ops", "training", "evaluation", "errors"},
+    "benchmark": {"benchmark", "building", "config", "data", "models", "ops", "training", "evaluation", "errors"},
 }
 
 # Libraries that stay behind the modules named here.
