@@ -115,14 +115,18 @@ def command(
 
 def native_precision() -> str:
     """`bf16-mixed` where the GPU, or else the CPU, computes in bfloat16 by itself; else `16-mixed`, or `32-true`."""
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
-        native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
-    if native:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if computes_bfloat16(device):
         return "bf16-mixed"
-    return "16-mixed" if torch.cuda.is_available() else "32-true"
+    return "16-mixed" if device == "cuda" else "32-true"
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether a device, `cpu` or `cuda`, computes in bfloat16 by itself."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
+    return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
 
 
 OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
@@ -291,6 +295,20 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig:
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain dicts, lists and scalars, with every reference resolved."""
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def variant(overrides: Sequence[str], *, node: str) -> dict[str, Any]:
+    """A node of the config of the command under way, as it is with further overrides behind those that were typed.
+
+    Raises:
+        UserError: The config takes no such overrides.
+    """
+    command_line = HydraConfig.get()
+    try:
+        cfg = hydra.compose(command_line.job.config_name, [*command_line.overrides.task, *overrides])
+    except HydraException as error:
+        raise UserError(f"{' '.join(overrides)}: {error}") from error
+    return plain(cfg)[node]
 
 
 def build(node: Any, *, key: str, trust: Sequence[str] = (), **extra: Any) -> Any:

@@ -28,7 +28,7 @@ ROOMS = {
     "config": {"building", "training", "models", "launch", "sweep", "errors"},
     "check_data": {"check_data", "config", "evaluation", "data", "errors"},
     "predict": {"predict", "config", "evaluation", "data", "models", "ops", "errors"},
-    "benchmark": {"benchmark", "config", "data", "models", "ops", "training", "evaluation", "errors"},
+    "benchmark": {"benchmark", "building", "config", "data", "models", "ops", "training", "evaluation", "errors"},
 }
 
 # Libraries that stay behind the modules named here.
