@@ -31,8 +31,8 @@ AXES = {
     "frozen stages": [f"model.backbone.frozen_stages={count}" for count in (0, 2)],
     "checkpointing": [f"model.backbone.gradient_checkpointing={value}" for value in ("false", "true")],
     "neck": [
-        "model/neck=fpn model.neck.top_down=sum",
-        "model/neck=fpn model.neck.top_down=output",
+        "model/neck=fpn",
+        "model/neck=fpn_output",
         "model/neck=panet",
         "model/neck=bifpn model.neck.repeats=1",
         "model/neck=bifpn model.neck.repeats=2",
