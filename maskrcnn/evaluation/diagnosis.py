@@ -111,7 +111,7 @@ def confusion(matches: Matches, kept: np.ndarray) -> np.ndarray:
     size = len(matches.names) + 1
     matrix = np.zeros((size, size), dtype=np.int64)
     open_detections = kept & matches.wrong
-    open_truth = (matches.finder < 0) | ~kept[matches.finder]
+    open_truth = ~_found(matches, kept)
     np.add.at(matrix, (matches.truth_label[~open_truth],) * 2, 1)
     confused = matches.confused[open_detections[matches.confused[:, 0]] & open_truth[matches.confused[:, 1]]]
     for detection, truth in confused.tolist():
@@ -148,8 +148,18 @@ def worst_pictures(matches: Matches, kept: np.ndarray, *, count: int) -> list[Fa
     """
     size = len(matches.image_ids)
     wrong = kept & matches.wrong
-    missed = (matches.finder < 0) | ~kept[matches.finder]
-    numbers = np.bincount(matches.image[wrong], minlength=size), np.bincount(matches.truth_image[missed], minlength=size)
+    missed = ~_found(matches, kept)
+    numbers = (
+        np.bincount(matches.image[wrong], minlength=size),
+        np.bincount(matches.truth_image[missed], minlength=size),
+    )
     cost = np.bincount(matches.image[wrong], matches.score[wrong], minlength=size) + numbers[1]
     worst = [i for i in np.argsort(-cost, kind="stable")[:count] if numbers[0][i] + numbers[1][i]]
     return [Failure(matches.image_ids[i], float(cost[i]), int(numbers[0][i]), int(numbers[1][i])) for i in worst]
+
+
+def _found(matches: Matches, kept: np.ndarray) -> np.ndarray:
+    """Whether one of the detections that count found an annotation, bool [G]."""
+    found = matches.finder >= 0
+    found[found] = kept[matches.finder[found]]
+    return found

@@ -75,7 +75,9 @@ def find_errors(matches: Matches) -> Errors:
         "background": np.maximum(own, other) <= BACKGROUND,
         "both": np.ones(len(wrong), dtype=bool),
     }
-    codes = np.select([wrong & condition for condition in conditions.values()], [_CODES[name] for name in conditions], -1)
+    codes = np.select(
+        [wrong & condition for condition in conditions.values()], [_CODES[name] for name in conditions], -1
+    )
     target = np.select(
         [codes == _CODES["localisation"], codes == _CODES["classification"]],
         [matches.own_truth, matches.other_truth],

@@ -234,7 +234,9 @@ def _join(parts: list[dict[str, np.ndarray]], image_ids: list[int], names: list[
         part["confused"] = part["confused"] + (d, g)
         for name, values in part.items():
             joined[name].append(values)
-    arrays = {name: np.concatenate(values, axis=-1 if name in ("hit", "spared") else 0) for name, values in joined.items()}
+    arrays = {
+        name: np.concatenate(values, axis=-1 if name in ("hit", "spared") else 0) for name, values in joined.items()
+    }
     pictures = np.arange(len(parts))
     return Matches(
         image_ids=image_ids,

@@ -1,4 +1,4 @@
-"""Precision over recall, and average precision, of matched detections: COCO's numbers, for any weights of the pictures."""
+"""Precision over recall, and average precision, of matched detections, with COCO's numbers."""
 
 import numpy as np
 
