@@ -13,11 +13,15 @@ from maskrcnn.evaluation.precision import weighted_ap
 
 RESAMPLES = 500
 CONFIDENCE = 0.95
+LEAST = 10  # pictures with something to find; fewer are too much alike in all resamples
 
 
 @dataclass(frozen=True)
 class Difference:
-    """AP of one run less that of another, with a 95 % confidence interval; all nan where nothing is to be found."""
+    """AP of one run less that of another, with a 95 % confidence interval.
+
+    The interval is nan where fewer than `LEAST` pictures have something to find, the value where none has.
+    """
 
     value: float
     low: float
@@ -65,14 +69,17 @@ def compare(runs: Sequence[Matches], *, resamples: int = RESAMPLES, seed: int = 
     by_run = [weighted_ap(matches, weights) for matches in runs]
     ap = [numbers.mean(axis=1) for numbers in by_run]  # [B, K]
     ap50 = [numbers[:, 0] for numbers in by_run]
+    shown = np.unique(np.stack((runs[0].truth_image, runs[0].truth_label)), axis=1)
+    everywhere, of_class = len(np.unique(shown[0])), np.bincount(shown[1], minlength=len(runs[0].names))
     return Comparison(
         ap=[float(_mean(numbers)[0]) for numbers in ap],
         ap50=[float(_mean(numbers)[0]) for numbers in ap50],
-        difference=[_difference(_mean(ap[0]), _mean(numbers)) for numbers in ap[1:]],
-        difference50=[_difference(_mean(ap50[0]), _mean(numbers)) for numbers in ap50[1:]],
+        difference=[_difference(_mean(ap[0]), _mean(numbers), everywhere) for numbers in ap[1:]],
+        difference50=[_difference(_mean(ap50[0]), _mean(numbers), everywhere) for numbers in ap50[1:]],
         class_ap=np.stack([numbers[0] for numbers in ap]),
         class_difference=[
-            [_difference(first, second) for first, second in zip(ap[0].T, numbers.T, strict=True)] for numbers in ap[1:]
+            [_difference(*columns) for columns in zip(ap[0].T, numbers.T, of_class.tolist(), strict=True)]
+            for numbers in ap[1:]
         ],
     )
 
@@ -84,11 +91,11 @@ def _mean(numbers: np.ndarray) -> np.ndarray:
         return np.where(defined, numbers, 0).sum(axis=1) / defined.sum(axis=1)
 
 
-def _difference(first: np.ndarray, second: np.ndarray) -> Difference:
-    """Of AP [B] of two runs, the first entry of which is not resampled."""
+def _difference(first: np.ndarray, second: np.ndarray, pictures: int) -> Difference:
+    """Of AP [B] of two runs, the first entry of which is not resampled, on pictures with something to find."""
     value, drawn = float(second[0] - first[0]), (second - first)[1:]
     drawn = drawn[~np.isnan(drawn)]  # a class may be missing from a resample
-    if np.isnan(value) or not len(drawn):
+    if pictures < LEAST or not len(drawn):
         return Difference(value, float("nan"), float("nan"))
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Difference(value, float(low), float(high))

@@ -11,7 +11,7 @@ import numpy as np
 
 from maskrcnn.data.datamodule import DetectionDataModule
 from maskrcnn.errors import UserError
-from maskrcnn.evaluation.bootstrap import RESAMPLES, Comparison, Difference, compare
+from maskrcnn.evaluation.bootstrap import LEAST, RESAMPLES, Comparison, Difference, compare
 from maskrcnn.evaluation.coco import KINDS
 from maskrcnn.evaluation.matches import Matches, match
 from maskrcnn.evaluation.results import read_results, remarks
@@ -51,9 +51,11 @@ class Table:
     rows: list[Row]
 
     @property
-    def plot(self) -> bytes:
-        """The differences that are defined."""
+    def plot(self) -> bytes | None:
+        """The differences that have an interval, if there are any."""
         rows = [row for row in self.rows if not math.isnan(row.difference.low)]
+        if not rows:
+            return None
         values, low, high = (
             np.array([(row.difference.value, row.difference.low, row.difference.high) for row in rows]).reshape(-1, 3).T
         )
@@ -114,6 +116,7 @@ def compare_runs(folder: Path, paths: Sequence[str] | str, data: DetectionDataMo
         runs=runs,
         pictures=len(image_ids),
         resamples=RESAMPLES,
+        least=LEAST,
         notes=notes,
         tables=tables,
     )

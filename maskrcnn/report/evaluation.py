@@ -112,10 +112,11 @@ def _largest(matrix: np.ndarray, names: Sequence[str]) -> list[tuple[str, str, i
     """The most frequent confusions of two classes: annotated, detected, how often, share of what was annotated so."""
     between = matrix[:-1, :-1].copy()
     np.fill_diagonal(between, 0)
-    order = np.argsort(-between, axis=None, kind="stable")[:_CONFUSIONS]
+    shares = between / np.maximum(matrix[:-1].sum(axis=1, keepdims=True), 1)
+    order = np.lexsort((-shares.ravel(), -between.ravel()))[:_CONFUSIONS]
     pairs = [divmod(int(place), len(names)) for place in order]
     return [
-        (names[row], names[column], int(between[row, column]), float(between[row, column] / matrix[row].sum()))
+        (names[row], names[column], int(between[row, column]), float(shares[row, column]))
         for row, column in pairs
         if between[row, column]
     ]

@@ -116,6 +116,8 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
         axes.set_xlabel("detected as")
         axes.set_ylabel("annotated as")
         if not legible:
+            axes.set_xticks([])
+            axes.set_yticks([])
             return
         size = max(4, min(8, 80 // len(matrix)))
         short = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]

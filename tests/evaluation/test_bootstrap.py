@@ -77,6 +77,20 @@ def test_a_run_does_not_differ_from_itself(scene):
     assert [(one.value, one.low, one.high) for one in compared.difference] == [(0, 0, 0)] * 2
 
 
+@pytest.mark.parametrize(("pictures", "enough"), [(9, False), (10, True)])
+def test_few_pictures_have_no_interval(pictures, enough):
+    truth = ground_truth([entry(A, (0, 0, 10, 10), image=i) for i in range(1, pictures + 1)], images=50)
+    runs = [
+        match(truth, [entry(A, (0, 0, 10, 10), image=i, score=0.5) for i in range(1, found + 1)], kind="box")
+        for found in (3, 6)
+    ]
+    compared = compare(runs, resamples=50)
+    for difference in (compared.difference[0], compared.class_difference[0][0]):
+        assert 0.2 < difference.value < 0.4
+        assert math.isnan(difference.low) != enough
+        assert difference.clear == enough
+
+
 def test_nothing_to_find():
     nothing = match(ground_truth([]), [entry(A, (0, 0, 10, 10), score=0.5)], kind="box")
     compared = compare([nothing, nothing], resamples=5)
