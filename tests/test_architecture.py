@@ -21,6 +21,7 @@ ROOMS = {
     "models": {"models", "ops", "errors"},
     "data": {"data", "ops", "errors"},
     "evaluation": {"evaluation", "data", "ops", "errors"},
+    "report": {"report", "evaluation", "data", "errors"},
     "launch": {"errors"},
     "training": {"training", "building", "evaluation", "data", "models", "ops", "launch", "errors"},
     "building": {"errors"},
@@ -39,8 +40,8 @@ ONLY_IN = {
     "pytorch_lightning": {"building.py", "config.py", "launch.py", "data/datamodule.py", "training/*.py"},
     "tensorboard": set(),
     "rich": {"training/progress.py", "check_data/pictures.py", "predict/run.py", "sweep.py"},
-    "matplotlib": {"check_data/plots.py", "check_data/contact_sheet.py"},
-    "jinja2": {"check_data/report.py"},
+    "matplotlib": {"check_data/plots.py", "check_data/contact_sheet.py", "report/plots.py"},
+    "jinja2": {"check_data/report.py", "report/page.py"},
     "torchmetrics": {"evaluation/coco.py"},
     "pickle": {"models/weights/files.py"},  # whose reader has a list of what a file may name
     "lightning_fabric": {"predict/predictor.py", "training/slurm.py"},

@@ -212,6 +212,8 @@ def test_evaluation_folder(evaluated):
         "metrics.json",
         "per_class.csv",
         "predictions.json",
+        "report.html",
+        "speed.json",
     }
 
 
@@ -1017,7 +1019,7 @@ def test_bad_results_file_is_one_line(shapes, work, case):
 
 
 def test_evaluation_wants_one_of_checkpoint_and_results(work):
-    refused(run("evaluate"), "ckpt, predictions: give one of them", work=work)
+    refused(run("evaluate"), "ckpt, predictions, compare: give one of them", work=work)
 
 
 # --- the real process, and real data

@@ -12,6 +12,7 @@ from maskrcnn.evaluation.analysis import COLUMNS, ClassScore, class_rows, format
 from maskrcnn.evaluation.coco import KINDS, format_table
 from maskrcnn.training.loggers import Board, last_step
 from maskrcnn.training.module import MaskRCNNModule
+from maskrcnn.training.stopwatch import Stopwatch
 
 _PRINTED_CLASSES = 20  # a longer table is only written
 
@@ -99,6 +100,17 @@ def write_scores(
         print(f"\n{format_class_table(classes)}")
     else:
         print(f"\n{len(classes)} classes: {folder / 'per_class.csv'}")
+
+
+def write_speed(folder: Path, watch: Stopwatch, *, images: int) -> None:
+    """Print what evaluating so many images took; write `speed.json`."""
+    numbers = watch.numbers(images)
+    stages = ", ".join(f"{stage} {numbers[f'{stage}_ms']:.3g}" for stage in watch.seconds)
+    memory = f"{numbers['main_memory_gb']:.1f} GB of main memory"
+    if "gpu_memory_gb" in numbers:
+        memory += f", {numbers['gpu_memory_gb']:.1f} GB of the GPU"
+    print(f"\nms/image: {stages}\nspeed:    {numbers['images_per_second']:.3g} images/s; at most {memory}")
+    _write_json(folder / "speed.json", numbers, indent=2)
 
 
 def _write_class_table(folder: Path, classes: Sequence[ClassScore]) -> None:
