@@ -12,6 +12,7 @@ from maskrcnn.models.weights import load_weights, read_weights
 from maskrcnn.training.module import MaskRCNNModule
 from maskrcnn.training.report import write_report, write_scores
 from maskrcnn.training.trainer import build_trainer
+from maskrcnn.training.tta import validate
 
 
 @command("evaluate", owned_by_checkpoint=True)
@@ -19,6 +20,8 @@ def main(cfg: DictConfig) -> float | None:
     """Print both COCO tables; write metrics.json and predictions.json. Returns the mask AP."""
     if (cfg.ckpt is None) == (cfg.predictions is None):
         raise UserError("ckpt, predictions: give one of them, ckpt=file.ckpt or predictions=results.json")
+    if cfg.tta and cfg.ckpt is None:
+        raise UserError("tta: makes a model look at each picture several times; give it a model with ckpt=")
     data = build(cfg.data, key="data", trust=cfg.trust)
     data.load(evaluate=cfg.split, pictures=cfg.predictions is None)
     ground_truth = data.ground_truth
@@ -41,8 +44,8 @@ def main(cfg: DictConfig) -> float | None:
         model=model, categories=weights.categories, category_ids=category_ids, ground_truth=ground_truth
     )
     trainer = build_trainer(plain(cfg))
-    trainer.validate(module, datamodule=data, verbose=False)
-    write_report(trainer, module, predictions=True)
+    gain = validate(trainer, module, data, augmented=build(cfg.tta, key="tta", trust=cfg.trust, model=model))
+    write_report(trainer, module, predictions=True, more=gain)
     return module.scores.get("mask", {}).get("ap")
 
 

@@ -16,6 +16,7 @@ from maskrcnn.errors import UserError
 from maskrcnn.evaluation.coco import CocoMetric
 from maskrcnn.evaluation.results import to_results
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.tta import AugmentedMaskRCNN
 from maskrcnn.models.weights import CHECKPOINT_KEY
 from maskrcnn.ops.image_batch import ImageBatch
 from maskrcnn.training.distributed import share_buffers
@@ -58,6 +59,7 @@ class MaskRCNNModule(LightningModule):
         self.metric = CocoMetric(ground_truth)
         self.scores: dict[str, dict[str, float]] = {}
         self.scored_step = -1
+        self.augmented: AugmentedMaskRCNN | None = None  # predicts in place of the model
         self._make_optimizer = optimizer
         self._make_schedule = schedule
         self._batch_size = batch_size
@@ -108,8 +110,9 @@ class MaskRCNNModule(LightningModule):
     def validation_step(self, batch: tuple[list[Tensor], list[int]], _: int) -> None:
         """Detections, run-length encoded at once, to the metric."""
         images, image_ids = batch
+        found = (self.augmented or self.model).predict(images)
         results = []
-        for detections, image, image_id in zip(self.model.predict(images), images, image_ids, strict=True):
+        for detections, image, image_id in zip(found, images, image_ids, strict=True):
             results += to_results(
                 detections,
                 image_id=image_id,
