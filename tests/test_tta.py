@@ -10,13 +10,17 @@ from tests.cli_tools import TINY, run
 
 # Of the pictures that it has learnt by heart it finds something.
 SETTINGS = ("trainer.accelerator=cpu", "trainer.devices=1", "data.num_workers=0", "split=train")
+BARE = ("data.test_annotations=annotations/bare.json", "data.test_images=val2017", "split=test")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Of a short training on a small drawn set."""
+    """Of a short training on a small drawn set, which has two more splits: `val`, and `test` without annotations."""
     root, folder = tmp_path_factory.mktemp("set"), tmp_path_factory.mktemp("run")
     draw_shapes(root, train_images=8, val_images=2, image_size=64)
+    bare = json.loads((root / "annotations/instances_val2017.json").read_text())
+    del bare["annotations"]
+    (root / "annotations/bare.json").write_text(json.dumps(bare))
     where = (f"data.root={root}", f"hydra.run.dir={folder}", "checkpoint.best.monitor=null")
     length = ("trainer.max_epochs=8", "trainer.limit_val_batches=0", "trainer.log_every_n_steps=2")
     optimizer = ("optim=adamw", "optim.lr=2e-3", "schedule=constant", "schedule.warmup_epochs=0", "ema=none")
@@ -59,6 +63,15 @@ def test_one_plain_view_scores_the_same(checkpoint, plain, tmp_path):
     _, metrics = evaluate(checkpoint, tmp_path, "tta=flip", "tta.flip=false")
     assert {kind: metrics[kind] for kind in ("box", "mask")} == {kind: plain[1][kind] for kind in ("box", "mask")}
     assert results(tmp_path) == results(plain[0])
+
+
+def test_without_annotations_the_cost_alone_is_told(checkpoint, tmp_path):
+    outcome = run("evaluate", f"ckpt={checkpoint}", f"hydra.run.dir={tmp_path}", *SETTINGS, *BARE, "tta=flip")
+    assert outcome.code == 0, outcome.err
+    assert "seconds per picture" in outcome.out
+    assert "AP" not in outcome.out
+    assert not (tmp_path / "metrics.json").exists()
+    assert results(tmp_path)
 
 
 def test_without_it_nothing_is_told(plain):
