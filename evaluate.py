@@ -18,6 +18,7 @@ from maskrcnn.training.module import MaskRCNNModule
 from maskrcnn.training.report import write_report, write_scores, write_speed
 from maskrcnn.training.stopwatch import Stopwatch
 from maskrcnn.training.trainer import build_trainer
+from maskrcnn.training.tta import validate
 
 
 @command("evaluate", owned_by_checkpoint=True)
@@ -27,6 +28,8 @@ def main(cfg: DictConfig) -> float | None:
         raise UserError(
             "ckpt, predictions, compare: give one of them, ckpt=file.ckpt, predictions=results.json or compare=[a,b]"
         )
+    if cfg.tta and cfg.ckpt is None:
+        raise UserError("tta: makes a model look at each picture several times; give it a model with ckpt=")
     data = build(cfg.data, key="data", trust=cfg.trust)
     data.load(evaluate=cfg.split, pictures=cfg.ckpt is not None)
     folder = Path(cfg.trainer.default_root_dir)
@@ -46,8 +49,8 @@ def main(cfg: DictConfig) -> float | None:
         model=model, categories=weights.categories, category_ids=category_ids, ground_truth=data.ground_truth
     )
     trainer = build_trainer(plain(cfg))
-    trainer.validate(module, datamodule=data, verbose=False)
-    write_report(trainer, module, predictions=True)
+    gain = validate(trainer, module, data, augmented=build(cfg.tta, key="tta", trust=cfg.trust, model=model))
+    write_report(trainer, module, predictions=True, more=gain)
     if trainer.is_global_zero:
         write_speed(folder, module.watch, images=len(module.metric.image_ids))
         if module.scores:

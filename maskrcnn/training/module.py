@@ -16,6 +16,7 @@ from maskrcnn.errors import UserError
 from maskrcnn.evaluation.coco import CocoMetric
 from maskrcnn.evaluation.results import to_results
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.tta import AugmentedMaskRCNN
 from maskrcnn.models.weights import CHECKPOINT_KEY
 from maskrcnn.ops.image_batch import ImageBatch
 from maskrcnn.training.distributed import share_buffers
@@ -60,6 +61,7 @@ class MaskRCNNModule(LightningModule):
         self.scores: dict[str, dict[str, float]] = {}
         self.scored_step = -1
         self.watch = Stopwatch()  # of the last validation
+        self.augmented: AugmentedMaskRCNN | None = None  # predicts in place of the model
         self._make_optimizer = optimizer
         self._make_schedule = schedule
         self._batch_size = batch_size
@@ -112,7 +114,7 @@ class MaskRCNNModule(LightningModule):
         """Detections, run-length encoded at once, to the metric."""
         images, image_ids = batch
         self.watch.lap("load", self.device)
-        found = self.model.predict(images)
+        found = (self.augmented or self.model).predict(images)
         self.watch.lap("model", self.device)
         results = []
         for detections, image, image_id in zip(found, images, image_ids, strict=True):
