@@ -1,6 +1,5 @@
 """The page in a real browser: what it shows is what the model finds, and nothing of it comes from elsewhere."""
 
-import json
 import os
 import re
 import shutil
@@ -47,6 +46,23 @@ def photo(tmp_path):
     levels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     Image.fromarray(levels).resize((120, 90), Image.Resampling.NEAREST).save(path)
     return path
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The folder for temporary files of Python, not of the browser, which takes no path so long."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.fixture
+def expect():
+    expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
+    expect.set_options(timeout=WAIT * 1000)
+    return expect
 
 
 def web(*arguments: str) -> Outcome:
@@ -99,79 +115,89 @@ def visit(do: Callable[[Any], None], *arguments: str) -> tuple[Outcome, int]:
     return outcome, port
 
 
+class Tab:
+    """What a person does with the page, and sees there."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.status = page.get_by_role("status")
+        self.threshold = page.get_by_label("number input for Threshold")
+        self.overlay = page.get_by_alt_text("the picture with its instances")
+        self.instances = page.get_by_role("grid", name="Instances")
+
+    def drop(self, path: Path) -> None:
+        self.page.locator("input[type=file]").first.set_input_files(path)
+
+    def toggle(self, name: str) -> None:
+        self.page.get_by_role("checkbox", name=name, exact=True).click()
+
+    def shows(self, count: int, total: int) -> None:
+        self.status.filter(has_text=f": {count} of {total} instances shown").wait_for()
+
+    def download(self, kind: str, path: Path) -> Path:
+        with self.page.expect_download() as started:
+            self.page.get_by_role("button", name=kind).click()
+        assert started.value.suggested_filename == path.name
+        started.value.save_as(path)
+        return path
+
+
+def a_file_that_is_no_picture(tab: Tab, path: Path) -> None:
+    """It is answered with a line, here on a phone."""
+    path.write_text("no picture")
+    tab.page.set_viewport_size({"width": 390, "height": 844})
+    assert tab.page.evaluate("document.documentElement.scrollWidth") == 390
+    tab.drop(path)
+    tab.page.get_by_role("alert").filter(has_text=re.compile(f"^{path.name}: not a picture file$")).wait_for()
+    tab.instances.wait_for(state="hidden")
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed")
-def test_a_picture_is_dropped_filtered_and_downloaded(weights, photo, tmp_path, monkeypatch):
-    expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
-    expect.set_options(timeout=WAIT * 1000)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
-    (tmp_path / "notes.txt").write_text("no picture")
+def test_a_picture_is_dropped_filtered_and_downloaded(weights, photo, tmp_path, temporary, expect):
     everything = load(weights, accelerator="cpu", overrides=MODEL).predict(photo, threshold=0.0)
     middle = round(float(np.median(everything.scores)), 3)
-    above = everything.scores >= middle
-    names = list(dict.fromkeys(everything.names))
-    toggled = everything.names[0]
-    rest = [i for i in np.flatnonzero(above) if everything.names[i] != toggled]
-    assert 0 < len(rest) < above.sum() < len(everything)
+    above = np.flatnonzero(everything.scores >= middle)
+    rest = [i for i in above if everything.names[i] != everything.names[0]]
+    total = len(everything)
+    assert 0 < len(rest) < len(above) < total
     requested: set[str] = set()
 
-    def do(page):
+    def do(page: Any) -> None:
         page.on("request", lambda request: requested.add(request.url))
-        status = page.get_by_role("status")
-        threshold = page.get_by_label("number input for Threshold")
-        files = page.locator("input[type=file]").first
-        overlay = page.get_by_alt_text("the picture with its instances")
-
-        def shows(count: int) -> None:
-            status.filter(has_text=f"{photo.name}: {count} of {len(everything)} instances shown").wait_for()
-
-        def download(button: str) -> Path:
-            with page.expect_download() as started:
-                page.get_by_role("button", name=button).click()
-            assert Path(started.value.suggested_filename).stem == photo.stem
-            path = tmp_path / f"downloaded{Path(started.value.suggested_filename).suffix}"
-            started.value.save_as(path)
-            return path
-
-        status.filter(has_text="Drop a picture").wait_for()
+        tab = Tab(page)
+        tab.status.filter(has_text="Drop a picture").wait_for()
         assert page.get_by_role("note").inner_text() == f"{weights.name} on cpu, 90 classes"
-        files.set_input_files(photo)
-        shows(len(everything))
-        expect(page.get_by_role("checkbox", checked=True)).to_have_count(len(names))
-        everywhere = overlay.get_attribute("src")
+        tab.drop(photo)
+        tab.shows(total, total)
+        expect(page.get_by_role("checkbox", checked=True)).to_have_count(len(set(everything.names)))
+        everywhere = tab.overlay.get_attribute("src")
 
-        threshold.fill("1")
-        shows(0)
-        assert COCO(download("COCO JSON")).anns == {}
-        expect(overlay).not_to_have_attribute("src", everywhere)
-        nowhere = overlay.get_attribute("src")
+        tab.threshold.fill("1")
+        tab.shows(0, total)
+        assert COCO(tab.download("COCO JSON", tmp_path / f"{photo.stem}.json")).anns == {}
+        expect(tab.overlay).not_to_have_attribute("src", everywhere)
+        nowhere = tab.overlay.get_attribute("src")
 
-        threshold.fill(str(middle))
-        shows(above.sum())
-        page.get_by_role("checkbox", name=toggled, exact=True).uncheck()
-        shows(len(rest))
-        expect(overlay).not_to_have_attribute("src", nowhere)
-        assert overlay.get_attribute("src") != everywhere
-        instances = page.get_by_role("grid", name="Instances")
-        expect(instances).to_have_attribute("aria-rowcount", str(1 + len(rest)))
+        tab.threshold.fill(str(middle))
+        tab.shows(len(above), total)
+        tab.toggle(everything.names[0])
+        tab.shows(len(rest), total)
+        expect(tab.overlay).not_to_have_attribute("src", nowhere)
+        assert tab.overlay.get_attribute("src") != everywhere
+        expect(tab.instances).to_have_attribute("aria-rowcount", str(1 + len(rest)))
         best = [everything.names[rest[0]], f"{everything.scores[rest[0]]:.3f}".rstrip("0")]
-        expect(instances.get_by_role("row").nth(1).get_by_role("gridcell")).to_contain_text([*best, *[""] * 5])
-        coco = COCO(download("COCO JSON"))
+        expect(tab.instances.get_by_role("row").nth(1).get_by_role("gridcell")).to_contain_text([*best, *[""] * 5])
+        coco = COCO(tab.download("COCO JSON", tmp_path / f"{photo.stem}.json"))
         assert [image["file_name"] for image in coco.dataset["images"]] == [photo.name]
         expected = [everything.to_coco(1)[i] for i in rest]
         assert [{key: entry[key] for key in expected[0]} for entry in coco.dataset["annotations"]] == expected
-        with Image.open(download("PNG")) as picture:
+        with Image.open(tab.download("PNG", tmp_path / "downloads" / photo.name)) as picture:
             assert picture.size == (480, 360)
 
-        page.set_viewport_size({"width": 390, "height": 844})
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
-        files.set_input_files(tmp_path / "notes.txt")
-        page.get_by_role("alert").filter(has_text=re.compile("^notes.txt: not a picture file$")).wait_for()
-        instances.wait_for(state="hidden")
-        files.set_input_files(photo)
-        shows(above.sum())
+        a_file_that_is_no_picture(tab, tmp_path / "notes.txt")
+        tab.drop(photo)
+        tab.shows(len(above), total)
 
     predict, look_up = Predictor.predict, socket.getaddrinfo
     with (
@@ -184,7 +210,7 @@ def test_a_picture_is_dropped_filtered_and_downloaded(weights, photo, tmp_path, 
     assert predictions.call_count == 2  # one for each time that a picture was dropped
     assert {url.split("/")[2] for url in requested if url.startswith("http")} == {f"127.0.0.1:{port}"}
     assert {call.args[0] for call in lookups.call_args_list} <= LOOPBACK
-    assert not list((tmp_path / "temporary").glob("maskrcnn*"))
+    assert not list(temporary.glob("maskrcnn*"))
 
 
 @pytest.mark.parametrize(
