@@ -135,7 +135,7 @@ def build_page(predictor: Predictor, *, threshold: float, title: str, folder: Pa
                 coco.write(result, file_name=seen.name)
             numbers = f"{len(result)} of {len(seen.result)} instances shown, found in {seen.seconds:.2f} s"
             return {
-                overlay: gr.Image(picture, visible=True),
+                overlay: gr.Image(str(picture), visible=True),
                 to_picture: gr.DownloadButton(value=picture, interactive=True),
                 to_json: gr.DownloadButton(value=file, interactive=True),
                 instances: gr.Dataframe(table(result), visible=True),
