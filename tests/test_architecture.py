@@ -29,6 +29,7 @@ ROOMS = {
     "config": {"building", "training", "models", "launch", "sweep", "errors"},
     "check_data": {"check_data", "config", "evaluation", "data", "errors"},
     "predict": {"predict", "config", "evaluation", "data", "models", "ops", "errors"},
+    "web": {"web", "config", "predict", "errors"},
     "benchmark": {"benchmark", "building", "config", "data", "models", "ops", "training", "evaluation", "errors"},
 }
 
@@ -43,6 +44,7 @@ ONLY_IN = {
     "matplotlib": {"check_data/plots.py", "check_data/contact_sheet.py", "report/plots.py"},
     "jinja2": {"check_data/report.py", "report/page.py"},
     "torchmetrics": {"evaluation/coco.py"},
+    "gradio": {"web/page.py"},
     "pickle": {"models/weights/files.py"},  # whose reader has a list of what a file may name
     "lightning_fabric": {"predict/predictor.py", "training/slurm.py"},
     "logging": {"config.py", "data/*.py", "predict/predictor.py", "training/*.py"},
