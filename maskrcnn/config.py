@@ -178,7 +178,8 @@ def add_checkpoint_options(arguments: list[str], config_name: str) -> list[str]:
     chosen = chosen | {f"model.{key}": value for key, value in weights.settings.items()}
     primary = OmegaConf.load(config_folder() / f"{config_name}.yaml")
     groups = {group for entry in primary.defaults if isinstance(entry, DictConfig) for group in entry}
-    options = [f"{key}={value}" for key, value in chosen.items() if key not in values and ("." in key or key in groups)]
+    taken = {key: value for key, value in chosen.items() if "." in key or key.partition("/")[0] in groups}
+    options = [f"{key}={value}" for key, value in taken.items() if key not in values]
     after = next(i for i, argument in enumerate(arguments, start=1) if argument.startswith("ckpt="))
     return arguments[:after] + options + arguments[after:]  # in one block: the parser takes no second one
 

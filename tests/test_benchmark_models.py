@@ -64,7 +64,7 @@ def test_the_median_lies_in_its_range(measured, name, kind):
     cost = measured[0][name]["fp32"][kind]
     low, high = cost["seconds_range"]
     assert 0 < low <= cost["seconds"] == pytest.approx((low + high) / 2)  # of two rounds
-    assert cost["peak_memory_mb"] > 0
+    assert cost["peak_memory_mb"] >= 0  # a small network may fit into what was free before
 
 
 def test_parameters_are_those_of_the_network(measured, make_model):

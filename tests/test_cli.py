@@ -641,12 +641,12 @@ def test_sweep_makes_a_job_of_each_value(work, shapes):
 # --- what Hydra answers
 
 
-def test_help_shows_three_examples(work):
+def test_help_shows_examples(work):
     for command in ("train", "evaluate"):
         outcome = run(command, "--help")
         assert outcome.code == 0
         examples = [line for line in outcome.out.splitlines() if line.startswith(f"  python {command}.py ")]
-        assert len(examples) == 3
+        assert len(examples) >= 3
         for word in ("model/backbone: ", "augment: ", "data: coco, custom, shapes"):
             assert word.split(":")[0] in outcome.out
     assert files(work) == set()
