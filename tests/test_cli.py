@@ -996,7 +996,8 @@ def test_init_of_another_backbone_says_what_it_left(trained, shapes, work):
     checkpoint = trained[0] / "checkpoints" / "last.ckpt"
     outcome = run("train", f"init={checkpoint}", f"data.root={shapes}", *TRIAL, "model/backbone=mobilenet_v3_large")
     assert outcome.code == 0, outcome.err
-    assert "fresh    backbone.layer1.0.conv1.weight: [64, 64, 3, 3] there, [64, 64, 1, 1]" in outcome.out
+    (line,) = [line for line in outcome.out.splitlines() if line.startswith("fresh    backbone.")]
+    assert re.search(r": \[[\d, ]+\] there, ", line)
 
 
 BAD_RESULTS = {
