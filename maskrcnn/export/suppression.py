@@ -1,0 +1,54 @@
+"""Non-maximum suppression of many groups of boxes at once, in a form that can be exported.
+
+G groups, C classes that share their boxes, N boxes
+boxes   float32 [G, N, 4]
+scores  float32 [G, C, N]
+kept    bool [G, C, N]
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+
+def suppress(boxes: Tensor, scores: Tensor, iou_thresh: float, score_thresh: float) -> Tensor:
+    """Which boxes are left, [G, C, N]: scored above `score_thresh`, and no better one of their class overlaps them.
+
+    All groups go through one call, moved so far apart that none meets another; float64 keeps every digit then.
+
+    Args:
+        boxes: [G, N, 4].
+        scores: [G, C, N].
+        iou_thresh: IoU above which the lower-scored of two boxes is dropped.
+        score_thresh: Boxes with this score or a lower one are dropped.
+    """
+    group, label, index = torch.where(scores > score_thresh)
+    side = boxes.amax().double() + 1
+    moved = boxes[group, index].double() + ((group * scores.shape[1] + label) * side)[:, None]
+    left = nms(moved, scores[group, label, index].double(), iou_thresh)
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    return kept.index_put((group[left], label[left], index[left]), kept.new_ones(()))
+
+
+suppress_op = torch.library.custom_op("maskrcnn::suppress", suppress, mutates_args=())
+suppress_op.register_fake(lambda boxes, scores, iou_thresh, score_thresh: torch.empty_like(scores, dtype=torch.bool))
+
+
+def onnx_translations() -> dict[Any, Any]:
+    """What ONNX's exporter makes of `suppress_op`: the operator of the standard, which knows groups and classes."""
+    from onnxscript import opset18 as op  # noqa: PLC0415  # an extra
+
+    def translate(boxes: Any, scores: Any, iou_thresh: float, score_thresh: float) -> Any:
+        found = op.NonMaxSuppression(
+            boxes,
+            scores,
+            op.Constant(value_int=torch.iinfo(torch.int32).max),
+            op.Constant(value_float=iou_thresh),
+            op.Constant(value_float=score_thresh),
+        )  # [M, 3]: group, class, index
+        none = op.Less(scores, scores)
+        return op.ScatterND(none, found, op.Cast(op.Squeeze(op.Slice(found, [0], [1], [1]), [1]) >= 0, to=9))
+
+    return {torch.ops.maskrcnn.suppress.default: translate}
