@@ -13,13 +13,12 @@ Every picture has P slots for proposals and D for detections, some of them empty
 what is in the pictures. Only the last step, which drops the empty ones, does.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from maskrcnn.export.suppression import Suppress
 from maskrcnn.models.mask_rcnn import STRIDES, MaskRCNN
 from maskrcnn.ops.boxes import decode_boxes
 
@@ -27,9 +26,6 @@ INPUTS = ("images", "sizes")
 OUTPUTS = ("boxes", "labels", "scores", "mask_probs", "image_index")
 
 _LOWEST = torch.finfo(torch.float32).min
-
-# boxes [G, N, 4], scores [G, C, N], iou_thresh, score_thresh -> kept [G, C, N]
-Suppress = Callable[[Tensor, Tensor, float, float], Tensor]
 
 
 class ExportNetwork(nn.Module):

@@ -6,11 +6,15 @@ scores  float32 [G, C, N]
 kept    bool [G, C, N]
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.ops import nms
+
+# boxes, scores, iou_thresh, score_thresh -> kept
+Suppress = Callable[[Tensor, Tensor, float, float], Tensor]
 
 
 def suppress(boxes: Tensor, scores: Tensor, iou_thresh: float, score_thresh: float) -> Tensor:

@@ -115,7 +115,7 @@ class MaskRCNNModule(LightningModule):
                 image_id=image_id,
                 size=(image.shape[-2], image.shape[-1]),
                 category_ids=self.category_ids,
-                paste=self.model.roi_heads.mask_head.paste,
+                paste=self.model.paste,
             )
         self.metric.update(image_ids, results)
 
