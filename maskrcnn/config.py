@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -48,8 +48,10 @@ PATH_KEYS = frozenset(
         "hydra.sweep.dir",
         "init",
         "model.backbone.weights",
+        "output",
         "predictions",
         "resume",
+        "source",
     }
 )
 
@@ -66,7 +68,8 @@ def command(
 
     Args:
         config_name: The primary config in `conf/`.
-        owned_by_checkpoint: The checkpoint `ckpt=` brings its `model` and `data` as config group options.
+        owned_by_checkpoint: The checkpoint `ckpt=` brings its `model`, and its `data` where the command takes data,
+            as config group options.
         resumable: `resume=` continues a run in its own folder, with its own config.
     """
 
@@ -97,7 +100,7 @@ def command(
                     watch_parent()
                     folder, name, arguments = child_config()
                 elif owned_by_checkpoint:
-                    arguments = add_checkpoint_options(arguments)
+                    arguments = add_checkpoint_options(arguments, config_name)
                 elif resumable:
                     folder, name, arguments = primary_config(config_name, arguments)
             except UserError as error:
@@ -112,18 +115,23 @@ def command(
 
 def native_precision() -> str:
     """`bf16-mixed` where the GPU, or else the CPU, computes in bfloat16 by itself; else `16-mixed`, or `32-true`."""
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
-        native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
-    if native:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if computes_bfloat16(device):
         return "bf16-mixed"
-    return "16-mixed" if torch.cuda.is_available() else "32-true"
+    return "16-mixed" if device == "cuda" else "32-true"
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether a device, `cpu` or `cuda`, computes in bfloat16 by itself."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
+    return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
 
 
 OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
 OmegaConf.register_new_resolver("run_stamp", run_stamp, use_cache=True, replace=True)  # one for all jobs of a sweep
+OmegaConf.register_new_resolver("expanduser", lambda path: str(Path(str(path)).expanduser()), replace=True)
 
 
 def config_folder() -> Path:
@@ -137,16 +145,22 @@ def quote_path(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals or key.lstrip("+") not in PATH_KEYS or _QUOTED.fullmatch(value):
         return argument
+    if key.lstrip("+") == "source" and re.fullmatch(r"\[.*\]", value, re.DOTALL) and not Path(value).exists():
+        return argument  # a list of them
     # In Hydra's grammar a backslash is special only before a quote or at the end.
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
     return f"{key}='{escaped}'"
 
 
-def add_checkpoint_options(arguments: list[str]) -> list[str]:
+def add_checkpoint_options(arguments: list[str], config_name: str) -> list[str]:
     """Offer what the checkpoint `ckpt=` brings as the config group option `checkpoint`, and choose it.
 
     A file from elsewhere implies options such as `model=torchvision`; a checkpoint of ours is scored in the
     precision of its training, so that the numbers come out again. What the user chose replaces the checkpoint's.
+
+    Args:
+        arguments: Of the command.
+        config_name: Its primary config; groups that this lacks are left out.
 
     Raises:
         UserError: The checkpoint cannot be read.
@@ -162,9 +176,28 @@ def add_checkpoint_options(arguments: list[str]) -> list[str]:
         precision = _node(weights.config, "trainer", weights).get("precision", "32-true")
         chosen = {"model": "checkpoint", "data": "checkpoint", "trainer.precision": precision}
     chosen = chosen | {f"model.{key}": value for key, value in weights.settings.items()}
-    options = [f"{key}={value}" for key, value in chosen.items() if key not in values]
+    primary = OmegaConf.load(config_folder() / f"{config_name}.yaml")
+    groups = {group for entry in primary.defaults if isinstance(entry, DictConfig) for group in entry}
+    options = [f"{key}={value}" for key, value in chosen.items() if key not in values and ("." in key or key in groups)]
     after = next(i for i, argument in enumerate(arguments, start=1) if argument.startswith("ckpt="))
     return arguments[:after] + options + arguments[after:]  # in one block: the parser takes no second one
+
+
+def compose_config(config_name: str, arguments: Sequence[str]) -> DictConfig:
+    """The config that a command would be called with, for a program that is none.
+
+    Args:
+        config_name: The primary config in `conf/`, of a command whose model the checkpoint owns.
+        arguments: As on the command line.
+
+    Raises:
+        UserError: The checkpoint cannot be read, or an argument is not understood.
+    """
+    overrides = add_checkpoint_options([quote_path(argument) for argument in arguments], config_name)
+    try:
+        return _compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error)) from error
 
 
 def primary_config(config_name: str, arguments: list[str]) -> tuple[Path, str, list[str]]:
@@ -245,19 +278,37 @@ def model_config(weights: Weights) -> dict[str, Any]:
     if not weights.groups:
         return weights.config.get("model", {})
     options = [*weights.groups.items(), *((f"model.{key}", value) for key, value in weights.settings.items())]
-    hydra_of_command = GlobalHydra.instance().hydra  # a process has one, which a further device's reads from its run
+    return plain(_compose("train", [f"{key}={value}" for key, value in options]).model)
+
+
+def _compose(config_name: str, overrides: list[str]) -> DictConfig:
+    running = GlobalHydra.instance().hydra  # a process has one; on a further device it reads the run's folder
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            return plain(compose("train", overrides=[f"{key}={value}" for key, value in options]).model)
+            return compose(config_name, overrides=overrides)
     finally:
-        if hydra_of_command:
-            GlobalHydra.instance().initialize(hydra_of_command)
+        if running:
+            GlobalHydra.instance().initialize(running)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain dicts, lists and scalars, with every reference resolved."""
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def variant(overrides: Sequence[str], *, node: str) -> dict[str, Any]:
+    """A node of the config of the command under way, as it is with further overrides behind those that were typed.
+
+    Raises:
+        UserError: The config takes no such overrides.
+    """
+    command_line = HydraConfig.get()
+    try:
+        cfg = hydra.compose(command_line.job.config_name, [*command_line.overrides.task, *overrides])
+    except HydraException as error:
+        raise UserError(f"{' '.join(overrides)}: {error}") from error
+    return plain(cfg)[node]
 
 
 def build(node: Any, *, key: str, trust: Sequence[str] = (), **extra: Any) -> Any:
@@ -274,6 +325,7 @@ def _unquote(value: str) -> str:
 def _remove_unused(folder: Path, *, since: float) -> None:
     """Remove the folder of a run that never got anywhere, unless something in it is older or of value."""
     valuable = [*folder.glob("checkpoints/*"), folder / "metrics.csv", folder / REPORT]
+    valuable += [folder / "predictions.json", folder / "frames"]
     if own_rank() or not folder.is_dir() or any(path.exists() for path in valuable):
         return
     if all(entry.stat().st_mtime >= since - 1 for entry in folder.rglob("*")):

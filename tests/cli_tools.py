@@ -19,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 # A model and a run small enough for a test, for pictures of 64 pixels.
 TINY_MODEL = (
-    "model/backbone=resnet18",
+    "model/backbone=mobilenet_v3_small",
     "model.backbone.weights=null",
     "model.input.min_size=64",
     "model.input.max_size=64",

@@ -97,6 +97,7 @@ def test_random_paths_survive_hydras_parser(path):
         "data.root='a b'",
         'data.root="a b"',
         "data.root=choice(a,b)",
+        "source=[a.jpg,b c.png,0]",
     ],
 )
 def test_other_arguments_come_back_as_they_are(argument):
@@ -120,6 +121,7 @@ def test_path_keys_exist():
     for file, prefix in (
         ("train.yaml", ""),
         ("evaluate.yaml", ""),
+        ("predict.yaml", ""),
         ("data/coco.yaml", "data."),
         ("model/backbone/resnet50.yaml", "model.backbone."),
     ):

@@ -3,7 +3,7 @@
 import inspect
 import shutil
 from collections.abc import Iterator
-from itertools import combinations, product
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from maskrcnn.config import config_folder
 from maskrcnn.data.shapes import draw_shapes
 from maskrcnn.models.mask_rcnn import LOSSES
 from tests.cli_tools import TRIAL, run
+from tests.combinations import pairwise
 
 CONF = config_folder()
 
@@ -41,9 +42,6 @@ STEPS = dict.fromkeys(
 DATA = {"augment": "${augment}", "seed": "${seed}", "size_divisor": "${model.input.size_divisor}", "dataset": BUILT}
 
 BACKBONES = {path.stem for path in CONF.glob("model/backbone/*.yaml")}
-# These two meet every option of the other groups; the others are trained once.
-PAIRED_BACKBONES = {"mobilenet_v3_small", "resnet18"}
-LARGE_BACKBONES = {"resnet101", "resnet152", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"}
 
 # Where a preset means to differ from the constructors' defaults; everything else is equal.
 INTENDED: dict[str, dict[str, Any]] = {
@@ -248,27 +246,9 @@ def test_constructors_are_keyword_only(target):
     assert positional == by_code.get(target.split(".")[-2], [])
 
 
-def pairwise(groups: dict[str, list[str]]) -> list[dict[str, str]]:
-    """Choices in which any two options of different groups meet at least once."""
-    missing = {
-        frozenset({(a, x), (b, y)}) for (a, xs), (b, ys) in combinations(groups.items(), 2) for x, y in product(xs, ys)
-    }
-    rows = []
-    while missing:
-        row = dict(min(sorted(pair) for pair in missing))
-        for group in [group for group in groups if group not in row]:
-            row[group] = max(
-                groups[group],
-                key=lambda option: sum(frozenset({(group, option), chosen}) in missing for chosen in row.items()),
-            )
-        missing -= {frozenset(pair) for pair in combinations(row.items(), 2)}
-        rows.append(row)
-    return rows
-
-
-# test_monitoring.py runs those that need a package of their own.
+# test_monitoring.py runs those that need a package of their own, test_model_family.py the parts of the model.
 ELSEWHERE = {("logger", "mlflow"), ("logger", "wandb")}
-ELSEWHERE |= {("model/backbone", name) for name in BACKBONES - PAIRED_BACKBONES}
+ELSEWHERE |= {(group, option) for group, option in BUILDING if group.startswith("model/")}
 RUNNABLE = [choice for choice in BUILDING if choice not in ELSEWHERE]
 ROWS = pairwise({group: [o for g, o in RUNNABLE if g == group] for group, _ in RUNNABLE})
 ROWS += [{"experiment": name} for name in GROUPS["experiment"]]
@@ -320,29 +300,10 @@ def test_options_train_together(row, roots, tmp_path):
     outcome = run(
         "train",
         *TRIAL,
-        *(f"{group}={option}" for group, option in row.items()),  # the later backbone is the one that counts
+        *(f"{group}={option}" for group, option in row.items()),
         *(drawing if data == "shapes" else ()),
-        # A cascade refuses the boxes per class that torchvision's preset has.
-        *(["model.box_head.class_agnostic=true"] if row.get("model/roi") == "cascade" else ()),
         f"data.root={roots[data]}",
         f"hydra.run.dir={tmp_path}",
     )
-    assert outcome.code == 0, outcome.err
-    assert "3 training and 2 validation pictures" in outcome.out
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in LARGE_BACKBONES else ())
-        for name in sorted(BACKBONES - PAIRED_BACKBONES)
-    ],
-)
-def test_every_backbone_trains(name, roots, tmp_path):
-    chosen = [f"model/backbone={name}"]
-    if name == "timm":
-        pytest.importorskip("timm")
-        chosen.append("model.backbone.name=test_convnext")
-    outcome = run("train", *TRIAL, *chosen, f"data.root={roots['coco']}", f"hydra.run.dir={tmp_path}")
     assert outcome.code == 0, outcome.err
     assert "3 training and 2 validation pictures" in outcome.out

@@ -29,6 +29,7 @@ def start(tmp_path_factory):
 def settings(folder):
     return [
         *(setting for setting in TINY if not setting.startswith("model.score_thresh=")),
+        "model/backbone=resnet18",  # learns masks in ten epochs
         "data=coco",
         f"data.root={folder / 'shapes'}",
         "data.val_annotations=annotations/instances_train2017.json",

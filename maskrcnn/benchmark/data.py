@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maskrcnn.benchmark.data_table import draw_table
 from maskrcnn.benchmark.peer import peer_loader, why_absent
-from maskrcnn.benchmark.report import Result
+from maskrcnn.benchmark.report import MEGABYTE, Result, check_counts
 from maskrcnn.benchmark.side import Side
 from maskrcnn.benchmark.stopwatch import cost_of_a_call
 from maskrcnn.config import build
@@ -25,7 +25,6 @@ from maskrcnn.data.outline import Outline
 from maskrcnn.data.sample import Sample, to_target, to_tensor
 from maskrcnn.errors import UserError
 
-MEGABYTE = 1e6
 MOSAIC_INSTANCES = (38, 38, 37, 37)  # 150 in a batch of four
 
 
@@ -35,9 +34,7 @@ def measure(settings: dict[str, Any]) -> Result:
     Raises:
         UserError: The data set cannot be used, or a setting is out of range.
     """
-    for key in ("rounds", "pictures"):
-        if not isinstance(settings[key], int) or settings[key] < 1:
-            raise UserError(f"{key}={settings[key]}: must be a whole number, at least 1")
+    check_counts(settings, "rounds", "pictures")
     with _one_thread():
         modules = _data_modules(settings)
         module = modules[0]

@@ -11,6 +11,10 @@ from typing import Any
 import torch
 import torchvision
 
+from maskrcnn.errors import UserError
+
+MEGABYTE = 1e6
+
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -20,7 +24,7 @@ class Result:
 
     Attributes:
         values: Plain numbers, lists and dicts, for benchmark.json.
-        table: The same for the terminal, at most 80 columns wide.
+        table: The same for the terminal, at most 100 columns wide.
     """
 
     values: dict[str, Any]
@@ -42,6 +46,13 @@ class Spread:
     def limits(self) -> list[float]:
         """Smallest and largest."""
         return [min(self.rounds), max(self.rounds)]
+
+
+def check_counts(settings: dict[str, Any], *keys: str) -> None:
+    """Raise UserError where one of these settings is no whole number from 1 on."""
+    for key in keys:
+        if not isinstance(settings[key], int) or settings[key] < 1:
+            raise UserError(f"{key}={settings[key]}: must be a whole number, at least 1")
 
 
 def machine() -> dict[str, Any]:

@@ -11,6 +11,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from maskrcnn.errors import UserError
 
+REMEDY = "replace it or remove it from the annotations"  # what an error about a damaged file ends with
+
 # First and last bytes of a whole file. Anything else is decoded to find out.
 _JPEG_END = b"\xff\xd9"
 _FORMATS = ((b"\xff\xd8\xff", _JPEG_END), (b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"))
@@ -61,7 +63,7 @@ def read_image(
         raise ValueError(f"shrink is {shrink!r}, should be 1, 2, 4 or 8")
     name = f"{path}" if image_id is None else f"{path} (image id {image_id})"
     if path.exists() and not path.is_file():
-        raise UserError(f"{name}: not a file; replace it or remove it from the annotations")
+        raise UserError(f"{name}: not a file; {REMEDY}")
     try:
         with Image.open(path) as image:
             turn = _turn(image, name, size)
@@ -73,10 +75,20 @@ def read_image(
     except FileNotFoundError:
         raise UserError(f"{name}: no such picture file") from None
     except UnidentifiedImageError:
-        raise UserError(f"{name}: not a picture file; replace it or remove it from the annotations") from None
+        raise UserError(f"{name}: not a picture file; {REMEDY}") from None
     except (OSError, RuntimeError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"{name}: cannot be read ({reason}); replace it or remove it from the annotations") from None
+        raise UserError(f"{name}: cannot be read ({reason}); {REMEDY}") from None
+
+
+def to_rgb_array(image: Image.Image) -> np.ndarray:
+    """The pixels of an opened picture, uint8 [H, W, 3], made as `read_image` makes them.
+
+    Raises:
+        UserError: It is of a kind that has no RGB.
+    """
+    name = "the picture"
+    return _decode(image, name, _turn(image, name, None), 1)
 
 
 def _decode_jpeg(path: Path, shrink: int) -> np.ndarray | None:

@@ -11,16 +11,20 @@ import cv2
 import numpy as np
 import torch
 from faster_coco_eval import mask as mask_utils
-from faster_coco_eval import mask_api_new_cpp
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.utils import draw_bounding_boxes
+
+from maskrcnn.ops.masks import crop_rle
 
 Color = tuple[int, int, int]
 _Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
 
 _MIN_SIDE = 320  # px; labels are legible from here on
+_MAX_SIDE = 8192  # px that a strip is enlarged to at most
 _MASK_ALPHA = 0.45
 _MARGIN = 3  # px around the text of a label
+_SMALL = 0.75  # of the font, where a label finds no room in full size
+_MIN_FONT = 11  # px
 _GAP = 8  # px between pictures
 _BACKGROUND: Color = (32, 32, 32)
 _FOREGROUND: Color = (240, 240, 240)
@@ -54,9 +58,9 @@ def draw_instances(
 
     Returns:
         uint8 [H', W', 3], a new picture. It is k times as large as the image, where k is the smallest integer
-        that makes the short side at least 320 px.
+        that makes the short side at least 320 px, or less for a strip.
     """
-    scale = -(-_MIN_SIDE // min(image.shape[:2]))
+    scale = max(1, min(-(-_MIN_SIDE // min(image.shape[:2])), _MAX_SIDE // max(image.shape[:2])))
     canvas = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     if not names:
         return canvas
@@ -66,7 +70,12 @@ def draw_instances(
     corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale
 
     canvas = _draw_masks(canvas, masks, colors, scale, line)
-    drawn = draw_bounding_boxes(_to_tensor(canvas), torch.from_numpy(corners), colors=list(colors), width=line)
+    drawn = _to_tensor(canvas)
+    rims = [_contrast(color) for color in colors]
+    for shades, width in ((rims, line + 2 * _rim(line)), (colors, line)):
+        rim = (width - line) // 2  # lines grow inwards
+        outer = torch.from_numpy(corners + np.array([-rim, -rim, rim, rim]))
+        drawn = draw_bounding_boxes(drawn, outer, colors=list(shades), width=width)
     labels = list(names)
     if scores is not None:
         labels = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
@@ -111,17 +120,26 @@ def _draw_masks(
     picture = cv2.addWeighted(canvas, 1 - _MASK_ALPHA, tint, _MASK_ALPHA, 0)
     for mask, corner, color in crops:
         contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=corner)
-        cv2.drawContours(picture, contours, -1, color, max(1, line // 2), cv2.LINE_AA)
+        thin = max(1, line // 2)
+        if thin > 1:
+            cv2.drawContours(picture, contours, -1, _contrast(color), thin + 2 * _rim(thin), cv2.LINE_AA)
+        cv2.drawContours(picture, contours, -1, color, thin, cv2.LINE_AA)
     return picture
+
+
+def _rim(line: int) -> int:
+    """Width of the edge on either side of a line, which would be lost on a background of its own color."""
+    return max(1, line // 3)
+
+
+def _contrast(color: Color) -> Color:
+    """Black for a light color, white for a dark one."""
+    return (0, 0, 0) if np.dot(color, (0.299, 0.587, 0.114)) > 128 else (255, 255, 255)
 
 
 def _crop(rle: dict[str, Any], scale: int) -> tuple[np.ndarray, tuple[int, int]]:
     """A mask cut to its extent and enlarged, and the corner of that."""
-    left, top, width, height = (int(value) for value in mask_utils.toBbox(rle))
-    rows = rle["size"][0]
-    ends = np.cumsum(mask_api_new_cpp.toUncompressedRLE([rle])[0]["counts"])  # down the columns
-    runs = np.diff(ends.clip(left * rows, (left + width) * rows), prepend=left * rows)
-    mask = (np.arange(len(runs)) % 2).astype(np.uint8).repeat(runs).reshape(width, rows).T[top : top + height]
+    mask, (left, top) = crop_rle(rle)
     return mask.repeat(scale, axis=0).repeat(scale, axis=1), (left * scale, top * scale)
 
 
@@ -129,29 +147,39 @@ def _draw_labels(
     picture: np.ndarray, corners: np.ndarray, labels: list[str], colors: list[Color], font_size: int
 ) -> np.ndarray:
     """Writes the labels on plates in their colors, clear of each other where there is room."""
-    font = ImageFont.load_default(size=font_size)
+    sizes = (font_size, max(_MIN_FONT, round(font_size * _SMALL)))
+    fonts = [(ImageFont.load_default(size), size) for size in sizes]
     sheet = Image.fromarray(picture)
     draw = ImageDraw.Draw(sheet)
     plates = np.zeros((len(labels), 4), dtype=int)
+    chosen = []
     for i, (box, label) in enumerate(zip(corners, labels, strict=True)):
-        width = round(draw.textlength(label, font=font)) + 2 * _MARGIN
-        plates[i] = _place(box, width, font_size + 2 * _MARGIN, sheet.size, plates[:i])
-    for plate, label, color in reversed(list(zip(plates.tolist(), labels, colors, strict=True))):
+        for font, size in fonts:
+            width = round(draw.textlength(label, font=font)) + 2 * _MARGIN
+            places = _places(box, width, size + 2 * _MARGIN, sheet.size)
+            free = [place for place in places if not _overlaps(place, plates[:i])]
+            if free:
+                break
+        plates[i] = (free or places)[0]
+        chosen.append(font)
+    for plate, label, color, font in reversed(list(zip(plates.tolist(), labels, colors, chosen, strict=True))):
         draw.rectangle(plate, fill=color)
-        ink = "black" if np.dot(color, (0.299, 0.587, 0.114)) > 128 else "white"
-        draw.text((plate[0] + _MARGIN, (plate[1] + plate[3]) // 2), label, fill=ink, font=font, anchor="lm")
+        draw.text(
+            (plate[0] + _MARGIN, (plate[1] + plate[3]) // 2), label, fill=_contrast(color), font=font, anchor="lm"
+        )
     return np.array(sheet)
 
 
-def _place(box: np.ndarray, width: int, height: int, size: tuple[int, int], taken: np.ndarray) -> _Rectangle:
-    """The plate of a label: above its box, else inside, else below, within a picture of (width, height)."""
+def _places(box: np.ndarray, width: int, height: int, size: tuple[int, int]) -> list[_Rectangle]:
+    """Where a plate can go, best first, in a picture of (width, height): above its box, inside, below, beside it."""
     x1, y1, x2, y2 = (round(value) for value in box.tolist())
-    plates = []
-    for y in (y1 - height, y1, y2, y2 - height):
-        for x in (x1, x2 - width):
-            left, top = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
-            plates.append((left, top, left + width, top + height))
-    return next((plate for plate in plates if not _overlaps(plate, taken)), plates[0])
+    corners = [(x, y) for y in (y1 - height, y1, y2, y2 - height) for x in (x1, x2 - width)]
+    corners += [(x, y) for x in (x2, x1 - width) for y in (y1, y2 - height)]
+    places = []
+    for x, y in corners:
+        left, top = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
+        places.append((left, top, left + width, top + height))
+    return places
 
 
 def _overlaps(plate: _Rectangle, others: np.ndarray) -> bool:

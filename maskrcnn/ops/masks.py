@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from faster_coco_eval import mask_api_new_cpp
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
@@ -118,3 +119,13 @@ def _encode_patch(patch: np.ndarray, top_left: tuple[int, int], size: tuple[int,
     changes = np.flatnonzero(np.diff(columns.ravel(), prepend=False, append=False)) + left * height
     runs = np.diff(changes[changes < height * width], prepend=0, append=height * width)
     return coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+
+
+def crop_rle(rle: RLE) -> tuple[np.ndarray, tuple[int, int]]:
+    """A mask cut to its extent, uint8 [h, w] of 0 and 1, and the (left, top) of that; never whole in memory."""
+    left, top, width, height = (int(value) for value in coco_mask.toBbox(rle))
+    rows = rle["size"][0]
+    ends = np.cumsum(mask_api_new_cpp.toUncompressedRLE([rle])[0]["counts"])  # down the columns
+    runs = np.diff(ends.clip(left * rows, (left + width) * rows), prepend=left * rows)
+    mask = (np.arange(len(runs)) % 2).astype(np.uint8).repeat(runs).reshape(width, rows).T[top : top + height]
+    return mask, (left, top)

@@ -78,6 +78,33 @@ def test_small_image_is_enlarged():
     assert draw(gray_image(320, 330)).shape == (320, 330, 3)
 
 
+def test_strip_is_not_enlarged_beyond_measure():
+    assert draw(gray_image(4, 5000), (10, 0, 90, 4)).shape == (4, 5000, 3)
+    assert draw(gray_image(100, 4000), (10, 10, 90, 60)).shape == (200, 8000, 3)
+
+
+@pytest.mark.parametrize("name", ["person", "cat", "star"])  # light and dark colors
+def test_box_and_contour_are_seen_on_a_background_of_their_own_color(name):
+    image = np.full((2000, 2400, 3), class_color(name), np.uint8)
+    picture = draw_instances(
+        image,
+        boxes=np.array([[500, 500, 1500, 1500]]),
+        masks=[rectangle(image, 700, 900, 1300, 1300)],
+        names=[name],
+    )
+    contrast = np.abs(picture.astype(int) - class_color(name)).max(axis=2)
+    assert contrast[1000, 490:520].max() > 100
+    assert contrast[1100, 690:710].max() > 100
+    assert contrast[1100, 1000] == 0
+
+
+def test_labels_without_room_are_smaller():
+    roomy = draw(gray_image(), (100, 150, 130, 180), names=("cat",))
+    crowded = draw(gray_image(), *[(100, 150, 130, 180)] * 14, names=("dog",) * 13 + ("cat",))
+    heights = [(picture == class_color("cat")).all(axis=2).any(axis=1).sum() for picture in (roomy, crowded)]
+    assert 0 < heights[1] < heights[0]
+
+
 @pytest.mark.parametrize("corner", [(0, 0, 30, 30), (470, 370, 500, 400), (0, 0, 500, 400), (-20, -5, 700, 500)])
 def test_label_stays_within_the_picture(corner):
     image = gray_image()

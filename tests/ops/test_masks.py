@@ -129,8 +129,8 @@ def test_detectron2_pasting_of_a_full_mask_covers_exactly_its_box() -> None:
 def test_a_pixel_of_exactly_one_half_belongs_to_the_mask_in_detectron2_alone() -> None:
     box = torch.tensor([[8.0, 4, 24, 20]])
     probs = torch.full((1, 16, 16), 0.5)
-    areas = [coco_mask.area(masks_to_rle(probs, box, size=SIZE, paste=paste))[0] for paste in PASTE_RULES]
-    assert areas == [0, 16 * 16]
+    areas = {paste: coco_mask.area(masks_to_rle(probs, box, size=SIZE, paste=paste))[0] for paste in PASTE_RULES}
+    assert areas == {"torchvision": 0, "detectron2": 16 * 16, "original": 0}
 
 
 @pytest.mark.parametrize("paste", PASTE_RULES)
