@@ -8,7 +8,7 @@ from maskrcnn.config import build, command, plain
 from maskrcnn.errors import UserError
 from maskrcnn.evaluation.coco import score_classes
 from maskrcnn.evaluation.results import match_categories, read_results
-from maskrcnn.models.weights import load_weights, read_weights
+from maskrcnn.loading import load_model
 from maskrcnn.training.module import MaskRCNNModule
 from maskrcnn.training.report import write_report, write_scores
 from maskrcnn.training.trainer import build_trainer
@@ -31,15 +31,9 @@ def main(cfg: DictConfig) -> float | None:
         write_scores(folder, scores, classes, images=len(data.val_image_ids))
         return scores.get("mask", scores.get("box", {})).get("ap")
 
-    weights = read_weights(cfg.ckpt)
-    category_ids = match_categories(weights.categories, data.categories, source=f"ckpt={cfg.ckpt}")
-    cfg.model.num_classes = len(weights.categories)
-    cfg.model.backbone.weights = None  # they are in the checkpoint
-    model = build(cfg.model, key="model", trust=cfg.trust)
-    load_weights(model, weights)
-    module = MaskRCNNModule(
-        model=model, categories=weights.categories, category_ids=category_ids, ground_truth=ground_truth
-    )
+    model, categories = load_model(plain(cfg))
+    category_ids = match_categories(categories, data.categories, source=f"ckpt={cfg.ckpt}")
+    module = MaskRCNNModule(model=model, categories=categories, category_ids=category_ids, ground_truth=ground_truth)
     trainer = build_trainer(plain(cfg))
     trainer.validate(module, datamodule=data, verbose=False)
     write_report(trainer, module, predictions=True)

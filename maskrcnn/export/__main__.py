@@ -1,4 +1,4 @@
-"""Write a trained model for other programs: `python -m maskrcnn.export ckpt=best.ckpt format=onnx output=model.onnx`."""
+"""Write a trained model for other programs: `python -m maskrcnn.export ckpt=best.ckpt output=model.onnx`."""
 
 from pathlib import Path
 

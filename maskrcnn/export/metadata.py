@@ -10,6 +10,9 @@ from maskrcnn.models.mask_rcnn import MaskRCNN
 
 VERSION = 1
 
+INPUTS = ("images", "sizes")
+OUTPUTS = ("boxes", "labels", "scores", "mask_probs", "image_index")
+
 INTERFACE = (
     "images: float32 [batch, 3, height, width], RGB in 0..255. Resize each picture by `input` (short side min_size, "
     "long side at most max_size), put it into the top left of a canvas whose sides are multiples of size_divisor; "

@@ -19,11 +19,9 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from maskrcnn.export.suppression import Suppress
+from maskrcnn.models.box_heads import BoxHead
 from maskrcnn.models.mask_rcnn import STRIDES, MaskRCNN
 from maskrcnn.ops.boxes import decode_boxes
-
-INPUTS = ("images", "sizes")
-OUTPUTS = ("boxes", "labels", "scores", "mask_probs", "image_index")
 
 _LOWEST = torch.finfo(torch.float32).min
 
@@ -49,7 +47,7 @@ class ExportNetwork(nn.Module):
         model.roi_heads.mask_head.to(self.dtype)
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """boxes [N, 4], labels [N], scores [N], mask_probs [N, M, M], image_index [N]."""
+        """What is found: boxes [N, 4], labels [N], scores [N], mask_probs [N, M, M], image_index [N]."""
         pixels = self._normalise(images, sizes)
         features = self.model.neck(self.model.backbone(pixels.to(self.dtype)))
         limits = sizes.flip(1).repeat(1, 2).float()[:, None]  # [B, 1, 4]: what x1 y1 x2 y2 are cut to
@@ -72,9 +70,7 @@ class ExportNetwork(nn.Module):
         rpn = self.model.rpn
         slots = rpn.pre_nms_top_n[False]
         boxes, scores = [], []
-        for logits, deltas, anchors in zip(
-            *rpn.predict(features), rpn.anchors(features, image_size), strict=True
-        ):
+        for logits, deltas, anchors in zip(*rpn.predict(features), rpn.anchors(features, image_size), strict=True):
             # A level may have fewer anchors than slots.
             best, index = F.pad(logits.float(), (0, slots), value=-torch.inf).topk(slots, dim=1)
             filled = best > _LOWEST
@@ -94,12 +90,13 @@ class ExportNetwork(nn.Module):
     def _detect(
         self, features: list[Tensor], proposals: Tensor, limits: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """boxes [N, 4], labels [N], scores [N], image_index [N]."""
+        """What is found: boxes [N, 4], labels [N], scores [N], image_index [N]."""
         heads = self.model.roi_heads
         batch, slots = proposals.shape[:2]
         image_index = torch.arange(batch, device=proposals.device)[:, None].expand(-1, slots).flatten()
         rois, probs = proposals, []
         for stage, head in zip(heads.stages, heads.box_heads, strict=True):
+            assert isinstance(head, BoxHead)
             pooled = self._pool(features, rois.flatten(0, 1), image_index, head.resolution)
             scores, deltas = head(pooled.to(self.dtype))
             probs.append(scores.softmax(-1))
@@ -126,7 +123,7 @@ class ExportNetwork(nn.Module):
         return box[image, rank], index[image, rank] // slots + 1, best[image, rank], image
 
     def _segment(self, features: list[Tensor], boxes: Tensor, labels: Tensor, image_index: Tensor) -> Tensor:
-        """mask_probs [N, M, M]."""
+        """Their masks [N, M, M]."""
         head = self.model.roi_heads.mask_head
         # One more box than there are, since not every layer of every runtime takes none.
         pooled = self._pool(features, F.pad(boxes, (0, 0, 0, 1)), F.pad(image_index, (0, 1)), head.resolution)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn.errors import UserError
-from maskrcnn.export.metadata import read_metadata
-from maskrcnn.export.network import INPUTS, OUTPUTS
+from maskrcnn.export.metadata import INPUTS, OUTPUTS, read_metadata
 from maskrcnn.models.input import ModelInput
 from maskrcnn.ops.boxes import scale_boxes
 
@@ -79,7 +78,7 @@ def open_session(path: Path) -> Any:
     providers = [name for name in _PROVIDERS if name in runtime.get_available_providers()]
     try:
         return runtime.InferenceSession(path, options, providers=providers)
-    except Exception as error:  # noqa: BLE001  # onnxruntime's have no base of their own
+    except Exception as error:  # onnxruntime's have no base of their own
         raise UserError(f"ckpt={path}: onnxruntime cannot read it ({str(error).splitlines()[0]})") from error
 
 

@@ -7,6 +7,7 @@ kept    bool [G, C, N]
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ suppress_op.register_fake(lambda boxes, scores, iou_thresh, score_thresh: torch.
 
 def onnx_translations() -> dict[Any, Any]:
     """What ONNX's exporter makes of `suppress_op`: the operator of the standard, which knows groups and classes."""
-    from onnxscript import opset18 as op  # noqa: PLC0415  # an extra
+    op: Any = import_module("onnxscript").opset18
 
     def translate(boxes: Any, scores: Any, iou_thresh: float, score_thresh: float) -> Any:
         found = op.NonMaxSuppression(
@@ -52,7 +53,7 @@ def onnx_translations() -> dict[Any, Any]:
             op.Constant(value_float=iou_thresh),
             op.Constant(value_float=score_thresh),
         )  # [M, 3]: group, class, index
-        none = op.Less(scores, scores)
-        return op.ScatterND(none, found, op.Cast(op.Squeeze(op.Slice(found, [0], [1], [1]), [1]) >= 0, to=9))
+        group = op.Squeeze(op.Slice(found, [0], [1], [1]), [1])
+        return op.ScatterND(op.Less(scores, scores), found, op.Equal(group, group))  # true into all that is false
 
     return {torch.ops.maskrcnn.suppress.default: translate}

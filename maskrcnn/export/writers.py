@@ -12,7 +12,8 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from maskrcnn.errors import UserError
-from maskrcnn.export.network import INPUTS, OUTPUTS, ExportNetwork
+from maskrcnn.export.metadata import INPUTS, OUTPUTS
+from maskrcnn.export.network import ExportNetwork
 from maskrcnn.export.suppression import Suppress, onnx_translations, suppress, suppress_op
 from maskrcnn.models.mask_rcnn import MaskRCNN
 
@@ -35,9 +36,7 @@ def write_model(model: MaskRCNN, output: Path, metadata: Mapping[str, str], *, f
     """
     missing = [name for name in _EXTRAS if format == "onnx" and find_spec(name) is None]
     if missing:
-        raise UserError(
-            f"format=onnx: {', '.join(missing)} cannot be found; pip install 'maskrcnn-lightning[export]'"
-        )
+        raise UserError(f"format=onnx: {', '.join(missing)} cannot be found; pip install 'maskrcnn-lightning[export]'")
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(f"{output.stem}.part{output.suffix}")
     try:
@@ -74,6 +73,9 @@ def _write_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str
         verbose=False,
     )
     assert exported is not None
+    for output in exported.model.graph.outputs:
+        assert output.shape is not None
+        output.shape[0] = "detections"
     exported.model.metadata_props.update(metadata)
     exported.save(path, external_data=False)
 
