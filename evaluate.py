@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> float | None:
         write_scores(folder, scores, classes, images=len(data.val_image_ids))
         return scores.get("mask", scores.get("box", {})).get("ap")
 
-    model, categories = load_model(plain(cfg))
+    model, categories = load_model(cfg.ckpt, plain(cfg.model), trust=cfg.trust)
     category_ids = match_categories(categories, data.categories, source=f"ckpt={cfg.ckpt}")
     module = MaskRCNNModule(model=model, categories=categories, category_ids=category_ids, ground_truth=ground_truth)
     trainer = build_trainer(plain(cfg))

@@ -1,6 +1,6 @@
 """From the file that `ckpt=` names to a model that predicts, whatever kind of file it is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +35,26 @@ def read_checkpoint(path: str | Path) -> Weights:
     return Weights(path, {}, about["categories"], config)
 
 
-def load_model(config: Mapping[str, Any]) -> tuple[MaskRCNN | OnnxModel, list[dict[str, Any]]]:
+def load_model(
+    path: str | Path, node: Mapping[str, Any], *, trust: Sequence[str] = ()
+) -> tuple[MaskRCNN | OnnxModel, list[dict[str, Any]]]:
     """The model, and {"id", "name"} of each label 1..K.
 
     Args:
-        config: Plain: `ckpt`, `model` as the file needs it, and `trust`.
+        path: What `ckpt=` names.
+        node: The plain `model` node that the file needs; of an exported model it is not looked at.
+        trust: Packages besides ours that may be built from.
 
     Raises:
         UserError: The file cannot be read, or does not fit the model.
     """
-    path = Path(config["ckpt"]).expanduser()
+    path = Path(path).expanduser()
     if is_exported(path):
         exported = OnnxModel(path)
         return exported, exported.categories
     weights = read_checkpoint(path)
-    node = config["model"] | {
-        "num_classes": len(weights.categories),
-        "backbone": config["model"]["backbone"] | {"weights": None},  # they are in the checkpoint
-    }
-    model: MaskRCNN = build(node, key="model", trust=config["trust"])
+    backbone = node["backbone"] | {"weights": None}  # they are in the checkpoint
+    own = {**node, "num_classes": len(weights.categories), "backbone": backbone}
+    model: MaskRCNN = build(own, key="model", trust=trust)
     load_weights(model, weights)
     return model, weights.categories

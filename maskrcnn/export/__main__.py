@@ -26,7 +26,7 @@ def main(cfg: Config) -> None:
     if output.suffix != suffix:
         raise UserError(f"output={output}: a file of format={cfg.format} ends in {suffix}")
     config = plain(cfg)
-    model, categories = load_model(config)
+    model, categories = load_model(cfg.ckpt, config["model"], trust=cfg.trust)
     if not isinstance(model, MaskRCNN):
         raise UserError(f"ckpt={cfg.ckpt}: is exported already; give the checkpoint that it was made of")
     metadata = make_metadata(model, categories, config, precision=cfg.precision)

@@ -190,7 +190,7 @@ def build_predictor(cfg: Config) -> Predictor:
     Raises:
         UserError: The checkpoint does not fit the model, or there is no such device.
     """
-    model, categories = load_model(plain(cfg))
+    model, categories = load_model(cfg.ckpt, plain(cfg.model), trust=cfg.trust)
     return Predictor(model=model, categories=categories, **build(cfg.trainer, key="trainer"))
 
 

@@ -42,9 +42,7 @@ def run(network, model, images):
     for i, (image, size) in enumerate(zip(images, batch.sizes, strict=True)):
         mine = image_index == i
         scaled = scale_boxes(boxes[mine], old_size=size, new_size=tuple(image.shape[-2:]))
-        found.append(
-            {"boxes": scaled, "labels": labels[mine], "scores": scores[mine], "mask_probs": mask_probs[mine]}
-        )
+        found.append({"boxes": scaled, "labels": labels[mine], "scores": scores[mine], "mask_probs": mask_probs[mine]})
     return found
 
 
