@@ -29,7 +29,7 @@ def sharpen(model: MaskRCNN) -> MaskRCNN:
 def assert_same_detections(
     got: Detections, expected: Detections, images: list[Tensor], *, paste: str, pixels: float = 0.1, iou: float = 0.99
 ) -> None:
-    """Each detection has one of its class and place, its box within `pixels`, its mask above `iou` but for a pixel."""
+    """Each has one of its class and place, its box within `pixels`, its mask above `iou` but for two pixels."""
     assert len(got) == len(expected) == len(images)
     for ours, theirs, image in zip(got, expected, images, strict=True):
         assert len(ours["boxes"]) == len(theirs["boxes"])
@@ -51,4 +51,4 @@ def assert_same_detections(
         ]
         for one, other in zip(*masks, strict=True):
             union = coco_mask.area(coco_mask.merge([one, other]))
-            assert coco_mask.area(coco_mask.merge([one, other], intersect=True)) >= iou * union - 1  # px
+            assert coco_mask.area(coco_mask.merge([one, other], intersect=True)) >= iou * union - 2  # px

@@ -25,7 +25,6 @@ pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-SIZES = [(60, 100), (64, 64), (40, 90), (100, 70), (64, 128)]
 CPU = ("trainer.accelerator=cpu", "data.num_workers=0", "trainer.enable_progress_bar=false")
 
 
@@ -227,22 +226,21 @@ def written(model, path, **chosen):
         ("model/neck=bifpn", "model.anchors.strides=null", "model.roi_align.aligned=true"),
     ],
 )
-def test_other_models_as_onnx(overrides, make_tiny_model, make_images, tmp_path):
+def test_other_models_as_onnx(overrides, make_tiny_model, pictures, tmp_path):
     model = sharpen(make_tiny_model(*overrides))
     network = OnnxModel(written(model, tmp_path / "model.onnx", format="onnx", half=False))
-    images = [(image * 255).to(torch.uint8) for image in make_images(SIZES)]
-    for batch in (images[:1], images[1:3], images):
+    for batch in (pictures[:1], pictures[1:3], pictures):
         expected = model.predict(batch)
         assert all(len(detection["boxes"]) for detection in expected)
         assert_same_detections(network.predict(batch), expected, batch, paste=model.paste)
 
 
 @pytest.mark.slow
-def test_a_threshold_that_nothing_passes(make_tiny_model, make_images, tmp_path):
+def test_a_threshold_that_nothing_passes(make_tiny_model, pictures, tmp_path):
     model = sharpen(make_tiny_model("model.score_thresh=1.0"))
     network = OnnxModel(written(model, tmp_path / "model.onnx", format="onnx", half=False))
     for count in (1, 2):
-        found = network.predict(make_images(SIZES[:count]))
+        found = network.predict(pictures[:count])
         assert [len(detection["boxes"]) for detection in found] == [0] * count
         assert found[0]["mask_probs"].shape == (0, 28, 28)
 
@@ -260,7 +258,7 @@ def test_half_precision_runs_on_a_cpu(exported, checkpoint, model, pictures, tmp
 
 
 @pytest.mark.slow
-def test_torch_export_program(checkpoint, exported, model, make_images, tmp_path):
+def test_torch_export_program(checkpoint, exported, tmp_path):
     path = tmp_path / "model.pt2"
     arguments = (f"ckpt={checkpoint}", "format=torch_export", f"output={path}", f"hydra.run.dir={tmp_path / 'run'}")
     outcome = export(*arguments)

@@ -24,17 +24,23 @@ def suppress(boxes: Tensor, scores: Tensor, iou_thresh: float, score_thresh: flo
     All groups go through one call, moved so far apart that none meets another; float64 keeps every digit then.
 
     Args:
-        boxes: [G, N, 4].
+        boxes: [G, N, 4], without negative corners.
         scores: [G, C, N].
         iou_thresh: IoU above which the lower-scored of two boxes is dropped.
         score_thresh: Boxes with this score or a lower one are dropped.
     """
-    group, label, index = torch.where(scores > score_thresh)
+    chosen = torch.where(scores.flatten() > score_thresh)[0]
+    place, index = chosen // scores.shape[2], chosen % scores.shape[2]
     side = boxes.amax().double() + 1
-    moved = boxes[group, index].double() + ((group * scores.shape[1] + label) * side)[:, None]
-    left = nms(moved, scores[group, label, index].double(), iou_thresh)
-    kept = torch.zeros_like(scores, dtype=torch.bool)
-    return kept.index_put((group[left], label[left], index[left]), kept.new_ones(()))
+    moved = boxes[place // scores.shape[1], index].double() + (place * side)[:, None]
+    # Two boxes more than there are, apart from all others: torch.export takes it that at least two are left.
+    apart = moved.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])
+    count = scores.numel()
+    chosen = torch.cat((chosen, count + torch.arange(2, device=boxes.device)))
+    ranks = torch.cat((scores.flatten(), scores.new_zeros(2)))[chosen].double()
+    left = nms(torch.cat((moved, apart)), ranks, iou_thresh)
+    kept = torch.zeros(count + 2, dtype=torch.bool, device=boxes.device)
+    return kept.index_put((chosen[left],), kept.new_ones(()))[:count].view(scores.shape)
 
 
 suppress_op = torch.library.custom_op("maskrcnn::suppress", suppress, mutates_args=())

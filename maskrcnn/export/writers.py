@@ -55,7 +55,7 @@ def write_model(model: MaskRCNN, output: Path, metadata: Mapping[str, str], *, f
 
 
 def _trace(model: MaskRCNN, suppress: Suppress, *, half: bool) -> ExportedProgram:
-    network = ExportNetwork(model.eval(), suppress=suppress, half=half).eval()
+    network = ExportNetwork(model.eval(), suppress=suppress, half=half).eval().requires_grad_(False)
     # Sides that none of the levels divides down to 1, and a batch of more than 1: torch.export takes a 1 for fixed.
     images, sizes = torch.zeros(2, 3, 256, 320), torch.tensor([[256, 320], [250, 300]])
     free = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
