@@ -46,6 +46,7 @@ BUILDABLE = frozenset(
         "maskrcnn.models.roi_heads.RoISettings",
         "maskrcnn.models.roi_heads.RoIStage",
         "maskrcnn.models.rpn.RPN",
+        "maskrcnn.models.tta.AugmentedMaskRCNN",
         "maskrcnn.training.checkpoints.LastCheckpoint",
         "maskrcnn.training.early_stopping.EarlyStopping",
         "maskrcnn.training.ema.EMA",

@@ -171,7 +171,7 @@ def add_checkpoint_options(arguments: list[str], config_name: str) -> list[str]:
     if path in ("null", "") or _SHOWN_ONLY & set(arguments):
         return arguments
     weights = read_checkpoint(path)
-    fixed = next((key for key in values if key.split(".")[0].split("/")[0] == "model"), None)
+    fixed = next((key for key in values if re.split(r"[./]", key)[0] in ("model", "tta")), None)
     if fixed and is_exported(path):
         raise UserError(f"{fixed}: the settings of an exported model are fixed; leave this key out, or export it anew")
     chosen = weights.groups

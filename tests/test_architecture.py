@@ -21,6 +21,7 @@ ROOMS = {
     "models": {"models", "ops", "errors"},
     "data": {"data", "ops", "errors"},
     "evaluation": {"evaluation", "data", "ops", "errors"},
+    "report": {"report", "evaluation", "data", "errors"},
     "launch": {"errors"},
     "training": {"training", "building", "evaluation", "export", "data", "models", "ops", "launch", "errors"},
     "building": {"errors"},
@@ -30,6 +31,7 @@ ROOMS = {
     "export": {"export", "config", "loading", "models", "ops", "errors"},
     "loading": {"building", "export", "models", "errors"},
     "predict": {"predict", "config", "evaluation", "data", "export", "loading", "models", "ops", "errors"},
+    "web": {"web", "config", "predict", "errors"},
     "benchmark": {"benchmark", "building", "config", "data", "models", "ops", "training", "evaluation", "errors"},
 }
 
@@ -44,9 +46,10 @@ ONLY_IN = {
     "onnx": set(),
     "onnxruntime": {"export/onnx_model.py"},
     "onnxscript": {"export/suppression.py"},
-    "matplotlib": {"check_data/plots.py", "check_data/contact_sheet.py"},
-    "jinja2": {"check_data/report.py"},
+    "matplotlib": {"check_data/plots.py", "check_data/contact_sheet.py", "report/plots.py"},
+    "jinja2": {"check_data/report.py", "report/page.py"},
     "torchmetrics": {"evaluation/coco.py"},
+    "gradio": {"web/page.py"},
     "pickle": {"models/weights/files.py"},  # whose reader has a list of what a file may name
     "lightning_fabric": {"predict/predictor.py", "training/slurm.py"},
     "logging": {"config.py", "data/*.py", "predict/predictor.py", "training/*.py"},

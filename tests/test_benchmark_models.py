@@ -64,7 +64,7 @@ def test_the_median_lies_in_its_range(measured, name, kind):
     cost = measured[0][name]["fp32"][kind]
     low, high = cost["seconds_range"]
     assert 0 < low <= cost["seconds"] == pytest.approx((low + high) / 2)  # of two rounds
-    assert cost["peak_memory_mb"] > 0
+    assert cost["peak_memory_mb"] >= 0  # a small network may fit into what was free before
 
 
 def test_parameters_are_those_of_the_network(measured, make_model):
@@ -144,7 +144,9 @@ class TestMeter:
         net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5))
         picture = torch.zeros(1, 3, 8, 8)
         conv, linear = 8 * 16 * 3 * 9, 8 * 16 * 5  # 4 x 4 outputs
-        assert gigaflops(lambda: net(picture)) * 1e9 == pytest.approx(2 * (conv + linear))
+        found, output = gigaflops(lambda: net(picture))
+        assert found * 1e9 == pytest.approx(2 * (conv + linear))
+        assert output.shape == (1, 5)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -212,6 +213,8 @@ def test_evaluation_folder(evaluated):
         "metrics.json",
         "per_class.csv",
         "predictions.json",
+        "report.html",
+        "speed.json",
     }
 
 
@@ -639,12 +642,12 @@ def test_sweep_makes_a_job_of_each_value(work, shapes):
 # --- what Hydra answers
 
 
-def test_help_shows_three_examples(work):
+def test_help_shows_examples(work):
     for command in ("train", "evaluate"):
         outcome = run(command, "--help")
         assert outcome.code == 0
         examples = [line for line in outcome.out.splitlines() if line.startswith(f"  python {command}.py ")]
-        assert len(examples) == 3
+        assert len(examples) >= 3
         for word in ("model/backbone: ", "augment: ", "data: coco, custom, shapes"):
             assert word.split(":")[0] in outcome.out
     assert files(work) == set()
@@ -992,10 +995,10 @@ def test_checkpoint_whose_weights_are_of_another_class_count_is_refused(craft, s
 
 def test_init_of_another_backbone_says_what_it_left(trained, shapes, work):
     checkpoint = trained[0] / "checkpoints" / "last.ckpt"
-    resnet50 = ("model/backbone=resnet50", "model.backbone.weights=null")
-    outcome = run("train", f"init={checkpoint}", f"data.root={shapes}", *TRIAL, *resnet50)
+    outcome = run("train", f"init={checkpoint}", f"data.root={shapes}", *TRIAL, "model/backbone=mobilenet_v3_large")
     assert outcome.code == 0, outcome.err
-    assert "fresh    backbone.layer1.0.conv1.weight: [64, 64, 3, 3] there, [64, 64, 1, 1]" in outcome.out
+    (line,) = [line for line in outcome.out.splitlines() if line.startswith("fresh    backbone.")]
+    assert re.search(r": \[[\d, ]+\] there, ", line)
 
 
 BAD_RESULTS = {
@@ -1017,7 +1020,7 @@ def test_bad_results_file_is_one_line(shapes, work, case):
 
 
 def test_evaluation_wants_one_of_checkpoint_and_results(work):
-    refused(run("evaluate"), "ckpt, predictions: give one of them", work=work)
+    refused(run("evaluate"), "ckpt, predictions, compare: give one of them", work=work)
 
 
 # --- the real process, and real data

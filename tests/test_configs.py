@@ -28,6 +28,7 @@ BY_CODE = {
     "maskrcnn.data.voc.VocDataset": {"annotations", "images", "cache"},
     **{f"maskrcnn.models.{n}": {"in_channels"} for n in ("bifpn.BiFPN", "necks.FPN", "necks.PANet")},
     "maskrcnn.models.rpn.RPN": {"in_channels", "anchors"},
+    "maskrcnn.models.tta.AugmentedMaskRCNN": {"model"},
     "maskrcnn.models.roi_heads.BoxHead": {"in_channels", "num_classes"},
     "maskrcnn.models.roi_heads.MaskHead": {"in_channels", "num_classes"},
     **{f"maskrcnn.training.optimizers.{n}": {"model", "batch_size", "fused"} for n in ("adam", "adamw", "sgd")},
@@ -106,6 +107,7 @@ INTENDED: dict[str, dict[str, Any]] = {
     },
     "schedule/constant": {"milestones": []},
     "schedule/cosine_restarts": {"restarts": [8, 16]},
+    "tta/multiscale": {"scales": [0.75, 1.0, 1.25]},
     "trainer/default": {
         "max_epochs": 24,
         "precision": "${native_precision:}",
@@ -166,13 +168,14 @@ def options() -> dict[str, list[str]]:
 
 
 GROUPS = options()
+OF_EVALUATE = {"tta"}
 BUILDING = [(group, option) for group in GROUPS for option in GROUPS[group] if group != "experiment"]
 
 
 def composed(group: str, option: str) -> dict[str, Any]:
     """The node of a group with that option, references not resolved."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides=[f"{group}={option}"])
+        cfg = compose("evaluate" if group in OF_EVALUATE else "train", overrides=[f"{group}={option}"])
     node = OmegaConf.to_container(OmegaConf.select(cfg, group.replace("/", ".")))
     return {key: value for key, value in node.items() if f"{group}/{key}" not in GROUPS}
 
@@ -249,7 +252,7 @@ def test_constructors_are_keyword_only(target):
 # test_monitoring.py runs those that need a package of their own, test_model_family.py the parts of the model.
 ELSEWHERE = {("logger", "mlflow"), ("logger", "wandb")}
 ELSEWHERE |= {(group, option) for group, option in BUILDING if group.startswith("model/")}
-RUNNABLE = [choice for choice in BUILDING if choice not in ELSEWHERE]
+RUNNABLE = [choice for choice in BUILDING if choice not in ELSEWHERE and choice[0] not in OF_EVALUATE]
 ROWS = pairwise({group: [o for g, o in RUNNABLE if g == group] for group, _ in RUNNABLE})
 ROWS += [{"experiment": name} for name in GROUPS["experiment"]]
 

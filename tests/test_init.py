@@ -75,7 +75,7 @@ def test_rows_follow_their_classes_and_the_listing_says_so(first, shapes, tmp_pa
 def test_the_overrides_for_a_foreign_file_make_the_model_that_it_was_made_for(make_tiny_torchvision, shapes, tmp_path):
     path = tmp_path / "w.pth"
     torch.save(make_tiny_torchvision().state_dict(), path)
-    arguments = (*TRIAL, f"init={path}", f"data.root={shapes}", "data.max_size=64")
+    arguments = (*TRIAL, "model/backbone=resnet18", f"init={path}", f"data.root={shapes}", "data.max_size=64")
     outcome = run("train", *arguments)
     assert outcome.code == 0, outcome.err
     out = outcome.out.splitlines()

@@ -527,7 +527,9 @@ def test_a_video_becomes_a_video_and_a_file_of_its_frames(checkpoint, model, cli
     drawn = decoded(tmp_path / "out" / "overlays" / "clip.mp4")
     assert [frame.shape for frame in drawn] == [(320, 320, 3)] * 6
     expected = model.predict(frames[3], threshold=0.0).draw(frames[3])
-    assert np.abs(drawn[3].astype(int) - expected).mean() < 12
+    # The codec is lossy, but of all frames it is this one.
+    distances = [np.abs(frame.astype(int) - expected).mean() for frame in drawn]
+    assert int(np.argmin(distances)) == 3 and distances[3] < 20
     assert files(tmp_path / "out") == {
         "frames/clip.json",
         "overlays/clip.mp4",

@@ -5,12 +5,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskrcnn.benchmark.report import MEGABYTE, Spread
+
+T = TypeVar("T")
 
 _PROCESS = Path("/proc/self")  # of Linux
 
@@ -91,11 +93,11 @@ class Meter:
         return 1024 * float(kilobytes)
 
 
-def gigaflops(work: Callable[[], Any]) -> float:
-    """1e9 floating point operations of convolutions and matrix products; a multiplication with its addition is two.
+def gigaflops(work: Callable[[], T]) -> tuple[float, T]:
+    """1e9 floating point operations of convolutions and matrix products, and what the work returns.
 
-    Normalisation, activations, RoIAlign and NMS are not counted.
+    A multiplication with its addition is two. Normalisation, activations, RoIAlign and NMS are not counted.
     """
     with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops() / 1e9
+        result = work()
+    return counter.get_total_flops() / 1e9, result

@@ -88,10 +88,11 @@ def measure_one(job: Job) -> dict[str, Any]:
     network = torchvisions(job.node, job.work) if job.peer else ours(job.node, job.work, trust=job.trust)
     inference = meter.measure(lambda: network.predict(autocast))
     train = meter.measure(lambda: network.train_step(autocast))
+    gflops, detections = gigaflops(lambda: network.predict(autocast))
     return {
         "parameters": network.parameters,
-        "gflops": gigaflops(lambda: network.predict(autocast)),
-        "detections": len(network.predict(autocast)["labels"]),
+        "gflops": gflops,
+        "detections": len(detections["labels"]),
         "train": train.values(),
         "inference": inference.values(),
     }

@@ -18,7 +18,7 @@ _LEFT_ALONE = {one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM"
 
 
 def worker_context() -> BaseContext | None:
-    """Workers are forked from a server that does nothing else; None where the system has no such thing.
+    """Start a server that does nothing but fork workers, unless it runs; None where the system has no such thing.
 
     A fork of the training process itself can hang: it has the threads of gloo, NCCL and CUDA, whose locks are
     copied as they stand.

@@ -84,15 +84,25 @@ def score_classes(
     by_class: dict[str, dict[int, tuple[float, float]]] = {}
     pair: tuple[COCO, COCO] | None = None
     for kind in kinds:
-        if kind == "mask" and _needs_care(complete):
-            masks = without_void(results, complete["images"])
-            used = _index(_boxes_as_crowds(complete), masks)
-        else:
+        truth, found = _compared(complete, results, kind)
+        if truth is complete:
             used = pair = pair or _index(complete, results)
+        else:
+            used = _index(truth, found)
         numbers[kind], by_class[kind] = _evaluate(*used, KINDS[kind], scored)
     if has_void(ground_truth):
         numbers["voc"] = voc_scores(ground_truth, results, image_ids=scored, kinds=kinds)
     return numbers, class_scores(ground_truth, scored, by_class)
+
+
+def prepare(
+    ground_truth: dict[str, Any], results: list[dict[str, Any]], kind: str
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The ground truth and the results that ``score`` compares for a kind.
+
+    Annotations have all of ``area``, ``iscrowd``, a good ``id``, and ``difficult`` in place of ``ignore``.
+    """
+    return _compared(_complete(ground_truth), results, kind)
 
 
 def format_table(numbers: dict[str, float], kind: str) -> str:
@@ -202,6 +212,15 @@ def _area(annotation: dict[str, Any], size: tuple[int, int]) -> float:
     if not annotation.get("segmentation"):
         return float(annotation["bbox"][2] * annotation["bbox"][3])
     return float(mask_utils.area(to_rle(annotation, size)))
+
+
+def _compared(
+    complete: dict[str, Any], results: list[dict[str, Any]], kind: str
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The same two; another ground truth only where masks can't be compared as they are."""
+    if kind == "mask" and _needs_care(complete):
+        return _boxes_as_crowds(complete), without_void(results, complete["images"])
+    return complete, results
 
 
 def _needs_care(ground_truth: dict[str, Any]) -> bool:

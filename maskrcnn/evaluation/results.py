@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,35 @@ def _check_mask(rle: Any, where: str, height: int, width: int) -> None:
     # With too few pixels the library's IoU would never end.
     if sum(runs) != height * width:
         raise UserError(f"{where} has a malformed RLE ({sum(runs)} pixels, its image has {height * width})")
+
+
+def remarks(
+    results: list[dict[str, Any]], ground_truth: dict[str, Any], image_ids: Sequence[int], *, most: int = 100
+) -> list[str]:
+    """What is odd about results, and how it is scored; a line each.
+
+    Args:
+        results: COCO results.
+        ground_truth: A parsed COCO instances file.
+        image_ids: The images that are scored.
+        most: Detections of a class in an image that are scored.
+    """
+    scored = set(image_ids)
+    found = Counter((result["image_id"], result["category_id"]) for result in results)
+    counted = any(
+        annotation["image_id"] in scored and not annotation.get("iscrowd") and not annotation.get("ignore")
+        for annotation in ground_truth["annotations"]
+    )
+    without = len(scored - {image_id for image_id, _ in found})
+    crowded = len({image_id for (image_id, _), count in found.items() if count > most})
+    lines = []
+    if not counted:
+        lines.append("no image has an instance to find, so every AP is -1")
+    if not results:
+        lines.append("no detections at all, so every instance is missed")
+    elif without:
+        lines.append(f"no detections in {without} of {len(scored)} images, so their instances are missed")
+    if crowded:
+        where = f"{crowded} image{'s' * (crowded != 1)}"
+        lines.append(f"more than {most} detections of a class in {where}: the best {most} count")
+    return lines

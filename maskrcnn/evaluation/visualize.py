@@ -14,6 +14,8 @@ from faster_coco_eval import mask as mask_utils
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.utils import draw_bounding_boxes
 
+from maskrcnn.data.sample import Sample
+from maskrcnn.evaluation.regions import to_rle
 from maskrcnn.ops.masks import crop_rle
 
 Color = tuple[int, int, int]
@@ -96,6 +98,45 @@ def side_by_side(
         sheet.paste(Image.fromarray(picture), (x, strip))
         draw.text((x + picture.shape[1] // 2, strip // 2), title, fill=_FOREGROUND, font=font, anchor="mm")
     return np.array(sheet)
+
+
+def draw_results(sample: Sample, results: list[dict[str, Any]], categories: list[dict[str, Any]]) -> np.ndarray:
+    """Draws what was found in a picture, see `draw_instances`.
+
+    Args:
+        sample: The picture.
+        results: COCO results of it; those without a segmentation are drawn as their box.
+        categories: {"id", "name"} of each label 1..K.
+    """
+    name_of = {category["id"]: category["name"] for category in categories}
+    x, y, width, height = np.array([_box(result) for result in results], dtype=float).reshape(-1, 4).T
+    return draw_instances(
+        sample.image,
+        boxes=np.stack((x, y, x + width, y + height), axis=1),
+        masks=[to_rle(result, sample.size) for result in results],
+        names=[name_of[result["category_id"]] for result in results],
+        scores=[result["score"] for result in results],
+    )
+
+
+def draw_truth(sample: Sample, categories: list[dict[str, Any]]) -> np.ndarray:
+    """Draws what is annotated in a picture, see `draw_instances`.
+
+    Args:
+        sample: The picture.
+        categories: {"id", "name"} of each label 1..K.
+    """
+    return draw_instances(
+        sample.image,
+        boxes=np.array([outline.box for outline in sample.outlines]),
+        masks=[outline.rle(sample.size) for outline in sample.outlines],
+        names=[categories[label - 1]["name"] for label in sample.labels],
+    )
+
+
+def _box(result: dict[str, Any]) -> Sequence[float]:
+    """x, y, width, height of a COCO result, that of its mask if it has no other."""
+    return result["bbox"] if "bbox" in result else mask_utils.toBbox(result["segmentation"]).tolist()
 
 
 def _to_tensor(picture: np.ndarray) -> torch.Tensor:

@@ -69,16 +69,22 @@ class ModelInput(nn.Module):
         """Normalise padded pictures, then set the padding to exactly 0."""
         return clear_padding(ImageBatch(self._normalise(batch.pixels), batch.sizes))
 
-    def prepare(self, images: list[Tensor]) -> ImageBatch:
-        """Normalise pictures of any size, resize them to `min_size`, `max_size` and pad them to one batch."""
-        return pad_images([self._prepare(image) for image in images], divisor=self.size_divisor)
+    def prepare(self, images: list[Tensor], *, scale: float = 1.0) -> ImageBatch:
+        """Normalise pictures of any size, resize them and pad them to one batch.
 
-    def _prepare(self, image: Tensor) -> Tensor:
+        Args:
+            images: Each [3, h, w].
+            scale: Factor of `min_size` and `max_size`.
+        """
+        return pad_images([self._prepare(image, scale) for image in images], divisor=self.size_divisor)
+
+    def _prepare(self, image: Tensor, scale: float) -> Tensor:
         size = (image.shape[-2], image.shape[-1])
+        min_size, max_size = self.min_size * scale, self.max_size * scale
         if self.resize == "torchvision":
-            shape = resized_shape(size, min_size=self.min_size, max_size=self.max_size)
+            shape = resized_shape(size, min_size=min_size, max_size=max_size)
             return F.interpolate(self._normalise(image)[None], size=shape, mode="bilinear", align_corners=False)[0]
-        shape = resized_shape(size, min_size=self.min_size, max_size=self.max_size, round_half_up=True)
+        shape = resized_shape(size, min_size=min_size, max_size=max_size, round_half_up=True)
         levels = (image * 255).round() if image.is_floating_point() else image
         if self.resize == "pil":
             return self._normalise(pil_resize(levels, shape))

@@ -140,7 +140,7 @@ class MaskRCNN(nn.Module):
             ValueError: A target box has no positive width and height.
         """
         _check_targets(targets)
-        features = self._features(self.input(batch))
+        features = self.features(self.input(batch))
         proposals, losses = self.rpn(features, batch, targets)
         losses |= self.roi_heads.losses(features, proposals, targets, batch.sizes)
         return {name: loss * self.loss_weights[name] for name, loss in losses.items()}
@@ -149,7 +149,7 @@ class MaskRCNN(nn.Module):
     def predict(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """Detections in pixels of the given pictures, best first."""
         batch = self.input.prepare(images)
-        features = self._features(batch)
+        features = self.features(batch)
         proposals, _ = self.rpn(features, batch)
         detections = self.roi_heads.detect(features, proposals, batch)
         for detection, image, size in zip(detections, images, batch.sizes, strict=True):
@@ -157,7 +157,8 @@ class MaskRCNN(nn.Module):
             detection["boxes"] = scale_boxes(detection["boxes"], old_size=size, new_size=original)
         return detections
 
-    def _features(self, batch: ImageBatch) -> list[Tensor]:
+    def features(self, batch: ImageBatch) -> list[Tensor]:
+        """p2..p6 of normalised pixels."""
         return self.neck(self.backbone(batch.pixels))
 
 

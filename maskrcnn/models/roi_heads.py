@@ -178,39 +178,55 @@ class RoIHeads(nn.Module):
     @torch.no_grad()
     def detect(self, features: list[Tensor], proposals: list[Tensor], batch: ImageBatch) -> list[dict[str, Tensor]]:
         """Detections of each image in pixels of the batch, best first."""
+        detections = []
+        for found in self.candidates(features, proposals, batch.sizes):
+            keep = self.select(**found)
+            detections.append({name: value[keep] for name, value in found.items()})
+        boxes, labels = ([detection[name] for detection in detections] for name in ("boxes", "labels"))
+        for detection, mask_probs in zip(detections, self.mask_probs(features, boxes, labels), strict=True):
+            detection["mask_probs"] = mask_probs
+        return detections
+
+    @torch.no_grad()
+    def candidates(
+        self, features: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """Every box and class of each image above `score_thresh`: boxes [N, 4], scores [N], labels [N]."""
         counts = [len(proposal) for proposal in proposals]
         rois, probs = proposals, []
         for stage, head in self._rounds():
             scores, deltas = head(self._pool(features, rois, head.resolution))
             probs.append(scores.softmax(-1))
             if len(probs) < len(self.stages):
-                rois = _refine(deltas, rois, stage, batch.sizes)
+                rois = _refine(deltas, rois, stage, sizes)
         boxes = decode_boxes(deltas.unflatten(1, (-1, 4)), torch.cat(rois), stage.coder_weights)
         mean = torch.stack(probs).mean(dim=0)
-        detections = [
-            self._select(prob, box, size)
-            for prob, box, size in zip(mean.split(counts), boxes.split(counts), batch.sizes, strict=True)
+        return [
+            self._candidates(prob, box, size)
+            for prob, box, size in zip(mean.split(counts), boxes.split(counts), sizes, strict=True)
         ]
-        logits = self.mask_head(self._pool(features, [d["boxes"] for d in detections], self.mask_head.resolution))
-        labels = torch.cat([d["labels"] for d in detections])
-        mask_probs = logits[torch.arange(len(labels), device=labels.device), labels].float().sigmoid()
-        for detection, mask_prob in zip(
-            detections, mask_probs.split([len(d["labels"]) for d in detections]), strict=True
-        ):
-            detection["mask_probs"] = mask_prob
-        return detections
 
-    def _select(self, probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Score threshold, per-class NMS and the best of an image from probs [P, K + 1], boxes [P, 1 or K + 1, 4]."""
+    def _candidates(self, probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        """Those of an image, from probs [P, K + 1] and boxes [P, 1 or K + 1, 4]."""
         proposal, label = torch.where(probs[:, 1:] > self.score_thresh)
         label = label + 1
         score = probs[proposal, label]
         box = clip_boxes_to_image(boxes[proposal, label if boxes.shape[1] > 1 else 0], size)
         keep = remove_small_boxes(box, self.min_box_size)
-        box, score, label = box[keep], score[keep], label[keep]
-        keep = batched_nms(box, score, label, self.nms_thresh)[: self.detections_per_image]
-        keep = keep[(box[keep, 2:] > box[keep, :2]).all(dim=1)]
         return {"boxes": box[keep], "scores": score[keep], "labels": label[keep]}
+
+    def select(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """Which candidates of an image are its detections, best first: per-class NMS and the best of what is left."""
+        keep = batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_image]
+        return keep[(boxes[keep, 2:] > boxes[keep, :2]).all(dim=1)]
+
+    @torch.no_grad()
+    def mask_probs(self, features: list[Tensor], boxes: list[Tensor], labels: list[Tensor]) -> list[Tensor]:
+        """The masks [D, M, M] of each image's boxes [D, 4], of their classes, in float32."""
+        logits = self.mask_head(self._pool(features, boxes, self.mask_head.resolution))
+        label = torch.cat(labels)
+        probs = logits[torch.arange(len(label), device=label.device), label].float().sigmoid()
+        return list(probs.split([len(one) for one in labels]))
 
     def _pool(self, features: list[Tensor], boxes: list[Tensor], resolution: int) -> Tensor:
         return self.roi_align(features, boxes, strides=self.strides, output_size=resolution)

@@ -61,3 +61,9 @@ def scale_boxes(boxes: Tensor, *, old_size: tuple[int, int], new_size: tuple[int
     ratio_y = torch.tensor(new_size[0], dtype=torch.float32) / old_size[0]
     ratio_x = torch.tensor(new_size[1], dtype=torch.float32) / old_size[1]
     return boxes * torch.stack((ratio_x, ratio_y, ratio_x, ratio_y)).to(boxes.device)
+
+
+def flip_boxes(boxes: Tensor, width: int) -> Tensor:
+    """Boxes [N, 4] of a picture so wide on its mirror image."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack((width - x2, y1, width - x1, y2), dim=-1)

@@ -41,7 +41,7 @@ def clear_padding(batch: ImageBatch) -> ImageBatch:
 
 
 def resized_shape(
-    shape: tuple[int, int], *, min_size: int, max_size: int, round_half_up: bool = False
+    shape: tuple[int, int], *, min_size: float, max_size: float, round_half_up: bool = False
 ) -> tuple[int, int]:
     """(height, width) with the short side at `min_size`, or less where the long side would pass `max_size`.
 

@@ -17,9 +17,11 @@ from maskrcnn.evaluation.coco import CocoMetric
 from maskrcnn.evaluation.results import to_results
 from maskrcnn.export.onnx_model import OnnxModel
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.tta import AugmentedMaskRCNN
 from maskrcnn.models.weights import CHECKPOINT_KEY
 from maskrcnn.ops.image_batch import ImageBatch
 from maskrcnn.training.distributed import share_buffers
+from maskrcnn.training.stopwatch import Stopwatch
 
 
 class MaskRCNNModule(LightningModule):
@@ -59,6 +61,8 @@ class MaskRCNNModule(LightningModule):
         self.metric = CocoMetric(ground_truth)
         self.scores: dict[str, dict[str, float]] = {}
         self.scored_step = -1
+        self.watch = Stopwatch()  # of the last validation
+        self.augmented: AugmentedMaskRCNN | None = None  # predicts in place of the model
         self._make_optimizer = optimizer
         self._make_schedule = schedule
         self._batch_size = batch_size
@@ -105,12 +109,16 @@ class MaskRCNNModule(LightningModule):
         """Forget the last validation; all ranks score what rank 0 saves, an average that is swapped in too."""
         self.metric.reset()
         share_buffers(self)
+        self.watch.restart()
 
     def validation_step(self, batch: tuple[list[Tensor], list[int]], _: int) -> None:
         """Detections, run-length encoded at once, to the metric."""
         images, image_ids = batch
+        self.watch.lap("load", self.device)
+        found = (self.augmented or self.model).predict(images)
+        self.watch.lap("model", self.device)
         results = []
-        for detections, image, image_id in zip(self.model.predict(images), images, image_ids, strict=True):
+        for detections, image, image_id in zip(found, images, image_ids, strict=True):
             results += to_results(
                 detections,
                 image_id=image_id,
@@ -119,10 +127,14 @@ class MaskRCNNModule(LightningModule):
                 paste=self.model.paste,
             )
         self.metric.update(image_ids, results)
+        self.watch.pictures += len(images)
+        self.watch.lap("masks", self.device)
 
     def on_validation_epoch_end(self) -> None:
         """COCO AP over all ranks, logged as val/box_ap ... val/mask_ar_large."""
+        self.watch.lap("load", self.device)
         self.scores = self.metric.compute()
+        self.watch.lap("scoring", self.device)
         self.scored_step = self.trainer.global_step
         self.log_dict(
             {f"val/{kind}_{name}": value for kind, numbers in self.scores.items() for name, value in numbers.items()}

@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from maskrcnn.data.sample import Sample
-from maskrcnn.evaluation.visualize import draw_instances, side_by_side
+from maskrcnn.evaluation.visualize import draw_results, draw_truth, side_by_side
 from maskrcnn.training.loggers import Board, last_step
 from maskrcnn.training.module import MaskRCNNModule
 
@@ -45,26 +43,8 @@ class Pictures(Callback):
             sample = dataset[index]
             if sample.image_id not in by_image:
                 continue
-            picture = _draw(sample, by_image[sample.image_id], dataset.categories)
+            found = draw_results(sample, by_image[sample.image_id], dataset.categories)
+            picture = side_by_side(found, draw_truth(sample, dataset.categories))
             Image.fromarray(picture).save(self.folder / f"{sample.image_id}.jpg", quality=90)
             for board in boards:
                 board.add_picture(f"val/{sample.image_id}", picture, last_step(trainer))
-
-
-def _draw(sample: Sample, results: list[dict[str, Any]], categories: list[dict[str, Any]]) -> np.ndarray:
-    name_of = {category["id"]: category["name"] for category in categories}
-    x, y, width, height = np.array([result["bbox"] for result in results], dtype=float).reshape(-1, 4).T
-    prediction = draw_instances(
-        sample.image,
-        boxes=np.stack((x, y, x + width, y + height), axis=1),
-        masks=[result["segmentation"] for result in results],
-        names=[name_of[result["category_id"]] for result in results],
-        scores=[result["score"] for result in results],
-    )
-    truth = draw_instances(
-        sample.image,
-        boxes=np.array([outline.box for outline in sample.outlines]),
-        masks=[outline.rle(sample.size) for outline in sample.outlines],
-        names=[categories[label - 1]["name"] for label in sample.labels],
-    )
-    return side_by_side(prediction, truth)

@@ -12,6 +12,7 @@ from maskrcnn.evaluation.analysis import COLUMNS, ClassScore, class_rows, format
 from maskrcnn.evaluation.coco import KINDS, format_table
 from maskrcnn.training.loggers import Board, last_step
 from maskrcnn.training.module import MaskRCNNModule
+from maskrcnn.training.stopwatch import Stopwatch
 
 _PRINTED_CLASSES = 20  # a longer table is only written
 
@@ -69,13 +70,22 @@ def conclude(trainer: Trainer, module: MaskRCNNModule) -> float | None:
     return module.scores["mask"]["ap"]
 
 
-def write_report(trainer: Trainer, module: MaskRCNNModule, *, predictions: bool = False) -> None:
-    """Print the tables, write the scores and, if asked for, the COCO results file `predictions.json`."""
+def write_report(
+    trainer: Trainer, module: MaskRCNNModule, *, predictions: bool = False, more: Mapping[str, Any] | None = None
+) -> None:
+    """Print the tables, write the scores and, if asked for, the COCO results file `predictions.json`.
+
+    Args:
+        trainer: Its folder is where the files go.
+        module: Has been validated.
+        predictions: Whether that file is written.
+        more: What `metrics.json` holds besides the scores.
+    """
     if not trainer.is_global_zero:
         return
     folder = Path(trainer.default_root_dir)
     if module.scores:
-        write_scores(folder, module.scores, module.metric.classes, images=len(module.metric.image_ids))
+        write_scores(folder, module.scores, module.metric.classes, images=len(module.metric.image_ids), more=more)
     else:
         print(f"\n{len(module.metric.image_ids)} images without annotations: predictions alone")
     if predictions:
@@ -84,7 +94,12 @@ def write_report(trainer: Trainer, module: MaskRCNNModule, *, predictions: bool 
 
 
 def write_scores(
-    folder: Path, scores: Mapping[str, dict[str, float]], classes: Sequence[ClassScore], *, images: int
+    folder: Path,
+    scores: Mapping[str, dict[str, float]],
+    classes: Sequence[ClassScore],
+    *,
+    images: int,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Print a COCO table for each kind and one of the classes; write `metrics.json` and `per_class.csv`."""
     for kind in KINDS:
@@ -93,12 +108,23 @@ def write_scores(
     if "voc" in scores:
         print("\nVOC AP50: " + ", ".join(f"{name.split('_')[0]} {ap:.3f}" for name, ap in scores["voc"].items()))
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "metrics.json", {**scores, "images": images}, indent=2)
+    _write_json(folder / "metrics.json", {**scores, "images": images, **(more or {})}, indent=2)
     _write_class_table(folder, classes)
     if len(classes) <= _PRINTED_CLASSES:
         print(f"\n{format_class_table(classes)}")
     else:
         print(f"\n{len(classes)} classes: {folder / 'per_class.csv'}")
+
+
+def write_speed(folder: Path, watch: Stopwatch, *, images: int) -> None:
+    """Print what evaluating so many images took; write `speed.json`."""
+    numbers = watch.numbers(images)
+    stages = ", ".join(f"{stage} {numbers[f'{stage}_ms']:.3g}" for stage in watch.seconds)
+    memory = f"{numbers['main_memory_gb']:.1f} GB of main memory"
+    if "gpu_memory_gb" in numbers:
+        memory += f", {numbers['gpu_memory_gb']:.1f} GB of the GPU"
+    print(f"\nms/image: {stages}\nspeed:    {numbers['images_per_second']:.3g} images/s; at most {memory}")
+    _write_json(folder / "speed.json", numbers, indent=2)
 
 
 def _write_class_table(folder: Path, classes: Sequence[ClassScore]) -> None:

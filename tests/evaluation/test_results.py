@@ -6,7 +6,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from maskrcnn.errors import UserError
-from maskrcnn.evaluation.results import match_categories, to_results
+from maskrcnn.evaluation.results import match_categories, remarks, to_results
 
 COCO = [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}, {"id": 18, "name": "dog"}]
 
@@ -79,3 +79,35 @@ def test_unknown_categories_are_named():
     assert message.startswith("ckpt=a.ckpt knows 3 classes (person, car, dog)")
     assert "1 are unknown to it (sheep)" in message
     assert "\n" not in message
+
+
+# --- what is odd about results
+
+
+def remarks_on(results, annotations=((1, {}), (2, {}))):
+    truth = {"annotations": [{"image_id": image_id, "category_id": 1, **more} for image_id, more in annotations]}
+    return remarks([{"image_id": i, "category_id": k} for i, k in results], truth, [1, 2, 3])
+
+
+def test_results_of_all_images_need_no_remark():
+    assert remarks_on([(1, 1), (2, 1), (3, 1)]) == []
+
+
+def test_images_without_results_are_remarked():
+    assert remarks_on([(1, 1), (1, 2)]) == ["no detections in 2 of 3 images, so their instances are missed"]
+
+
+def test_no_results_are_remarked():
+    assert remarks_on([]) == ["no detections at all, so every instance is missed"]
+
+
+def test_more_results_than_count_are_remarked():
+    found = [(i, k) for i in (1, 2, 3) for k in (1, 2) for _ in range(100)]
+    assert remarks_on(found) == []
+    assert remarks_on([*found, (2, 1)]) == ["more than 100 detections of a class in 1 image: the best 100 count"]
+
+
+@pytest.mark.parametrize("annotations", [(), ((4, {}),), ((1, {"iscrowd": 1}), (2, {"ignore": 1}))])
+def test_nothing_to_find_is_remarked(annotations):
+    found = remarks_on([(1, 1), (2, 1), (3, 1)], annotations)
+    assert found == ["no image has an instance to find, so every AP is -1"]

@@ -51,6 +51,16 @@ def test_a_vga_picture_at_800_is_as_large_as_in_torchvision() -> None:
     assert found.pixels.shape == expected.tensors.shape == (1, 3, 800, 1088)
 
 
+@pytest.mark.parametrize(
+    ("rule", "scale", "size"),
+    [("torchvision", 0.75, (60, 80)), ("pil", 1.25, (100, 133)), ("opencv", 1.25, (100, 133))],
+)
+def test_a_scale_moves_both_limits(rule: Any, scale: float, size: tuple[int, int]) -> None:
+    small, wide = noise((120, 160)), noise((30, 300))
+    batch = ModelInput(min_size=80, max_size=200, resize=rule).prepare([small, wide], scale=scale)
+    assert batch.sizes == [size, (20 * scale, 200 * scale)]
+
+
 @pytest.mark.parametrize("size", [(120, 161), (33, 40), (64, 64), (200, 90)])
 def test_pil_rule_equals_pil(size: tuple[int, int]) -> None:
     picture = noise(size)

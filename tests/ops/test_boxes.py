@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.transform import resize_boxes
 
-from maskrcnn.ops.boxes import decode_boxes, encode_boxes, scale_boxes
+from maskrcnn.ops.boxes import decode_boxes, encode_boxes, flip_boxes, scale_boxes
 
 WEIGHTS = [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0), (1.0, 2.0, 3.0, 4.0)]
 
@@ -94,3 +94,9 @@ def test_scaling_boxes_by_hand_and_as_torchvision() -> None:
     boxes = random_boxes(50, seed=5)
     found = scale_boxes(boxes, old_size=(799, 1066), new_size=(480, 641))
     assert torch.equal(found, resize_boxes(boxes, [799, 1066], [480, 641]))
+
+
+def test_flipping_by_hand() -> None:
+    box = torch.tensor([[10.0, 5, 40, 25]])
+    assert flip_boxes(box, 100).tolist() == [[60, 5, 90, 25]]
+    assert torch.equal(flip_boxes(flip_boxes(box, 100), 100), box)

@@ -1,0 +1,1 @@
+"""Where a model errs, and how runs differ: pages for a browser, each one file that needs nothing else."""
