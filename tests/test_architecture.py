@@ -52,7 +52,7 @@ ONLY_IN = {
     "gradio": {"web/page.py"},
     "pickle": {"models/weights/files.py"},  # whose reader has a list of what a file may name
     "lightning_fabric": {"predict/predictor.py", "training/slurm.py"},
-    "logging": {"config.py", "data/*.py", "predict/predictor.py", "training/*.py"},
+    "logging": {"config.py", "data/*.py", "export/writers.py", "predict/predictor.py", "training/*.py"},
 }
 
 READS = {"open", "read_text", "read_bytes", "torch.load", "numpy.load", "cv2.imread", "Image.open"}
