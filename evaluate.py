@@ -11,7 +11,7 @@ from maskrcnn.errors import UserError
 from maskrcnn.evaluation.analysis import ClassScore
 from maskrcnn.evaluation.coco import score_classes
 from maskrcnn.evaluation.results import match_categories, read_results, remarks
-from maskrcnn.models.weights import load_weights, read_weights
+from maskrcnn.loading import load_model
 from maskrcnn.report.comparison import compare_runs
 from maskrcnn.report.evaluation import write_evaluation
 from maskrcnn.training.module import MaskRCNNModule
@@ -39,14 +39,10 @@ def main(cfg: DictConfig) -> float | None:
     if cfg.predictions is not None:
         return score_file(cfg, data)
 
-    weights = read_weights(cfg.ckpt)
-    category_ids = match_categories(weights.categories, data.categories, source=f"ckpt={cfg.ckpt}")
-    cfg.model.num_classes = len(weights.categories)
-    cfg.model.backbone.weights = None  # they are in the checkpoint
-    model = build(cfg.model, key="model", trust=cfg.trust)
-    load_weights(model, weights)
+    model, categories = load_model(cfg.ckpt, plain(cfg.model), trust=cfg.trust)
+    category_ids = match_categories(categories, data.categories, source=f"ckpt={cfg.ckpt}")
     module = MaskRCNNModule(
-        model=model, categories=weights.categories, category_ids=category_ids, ground_truth=data.ground_truth
+        model=model, categories=categories, category_ids=category_ids, ground_truth=data.ground_truth
     )
     trainer = build_trainer(plain(cfg))
     gain = validate(trainer, module, data, augmented=build(cfg.tta, key="tta", trust=cfg.trust, model=model))

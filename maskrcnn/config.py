@@ -27,7 +27,8 @@ from maskrcnn.building import build as build_plain
 from maskrcnn.building import one_line
 from maskrcnn.errors import UserError
 from maskrcnn.launch import GRACE, check_multirun, is_child, job, job_folder, own_rank, run_stamp, watch_parent
-from maskrcnn.models.weights import Weights, read_weights
+from maskrcnn.loading import is_exported, read_checkpoint
+from maskrcnn.models.weights import Weights
 from maskrcnn.sweep import check_plugins
 from maskrcnn.training.checkpoints import (
     full_disk_in_words,
@@ -160,7 +161,7 @@ def add_checkpoint_options(arguments: list[str], config_name: str) -> list[str]:
 
     Args:
         arguments: Of the command.
-        config_name: Its primary config; groups that this lacks are left out.
+        config_name: Its primary config; what this lacks is left out.
 
     Raises:
         UserError: The checkpoint cannot be read.
@@ -169,7 +170,10 @@ def add_checkpoint_options(arguments: list[str], config_name: str) -> list[str]:
     path = _unquote(values.get("ckpt", "null"))
     if path in ("null", "") or _SHOWN_ONLY & set(arguments):
         return arguments
-    weights = read_weights(path)
+    weights = read_checkpoint(path)
+    fixed = next((key for key in values if re.split(r"[./]", key)[0] in ("model", "tta")), None)
+    if fixed and is_exported(path):
+        raise UserError(f"{fixed}: the settings of an exported model are fixed; leave this key out, or export it anew")
     chosen = weights.groups
     if not chosen:
         _store_options(weights)
@@ -177,9 +181,10 @@ def add_checkpoint_options(arguments: list[str], config_name: str) -> list[str]:
         chosen = {"model": "checkpoint", "data": "checkpoint", "trainer.precision": precision}
     chosen = chosen | {f"model.{key}": value for key, value in weights.settings.items()}
     primary = OmegaConf.load(config_folder() / f"{config_name}.yaml")
-    groups = {group for entry in primary.defaults if isinstance(entry, DictConfig) for group in entry}
-    taken = {key: value for key, value in chosen.items() if "." in key or key.partition("/")[0] in groups}
-    options = [f"{key}={value}" for key, value in taken.items() if key not in values]
+    nodes = {group for entry in primary.defaults if isinstance(entry, DictConfig) for group in entry} | set(primary)
+    options = [
+        f"{key}={value}" for key, value in chosen.items() if key not in values and re.split(r"[./]", key)[0] in nodes
+    ]
     after = next(i for i, argument in enumerate(arguments, start=1) if argument.startswith("ckpt="))
     return arguments[:after] + options + arguments[after:]  # in one block: the parser takes no second one
 

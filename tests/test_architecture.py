@@ -23,12 +23,14 @@ ROOMS = {
     "evaluation": {"evaluation", "data", "ops", "errors"},
     "report": {"report", "evaluation", "data", "errors"},
     "launch": {"errors"},
-    "training": {"training", "building", "evaluation", "data", "models", "ops", "launch", "errors"},
+    "training": {"training", "building", "evaluation", "export", "data", "models", "ops", "launch", "errors"},
     "building": {"errors"},
     "sweep": {"launch", "errors"},
-    "config": {"building", "training", "models", "launch", "sweep", "errors"},
+    "config": {"building", "loading", "training", "models", "launch", "sweep", "errors"},
     "check_data": {"check_data", "config", "evaluation", "data", "errors"},
-    "predict": {"predict", "config", "evaluation", "data", "models", "ops", "errors"},
+    "export": {"export", "config", "loading", "models", "ops", "errors"},
+    "loading": {"building", "export", "models", "errors"},
+    "predict": {"predict", "config", "evaluation", "data", "export", "loading", "models", "ops", "errors"},
     "web": {"web", "config", "predict", "errors"},
     "benchmark": {"benchmark", "building", "config", "data", "models", "ops", "training", "evaluation", "errors"},
 }
@@ -41,13 +43,16 @@ ONLY_IN = {
     "pytorch_lightning": {"building.py", "config.py", "launch.py", "data/datamodule.py", "training/*.py"},
     "tensorboard": set(),
     "rich": {"training/progress.py", "check_data/pictures.py", "predict/run.py", "sweep.py"},
+    "onnx": set(),
+    "onnxruntime": {"export/onnx_model.py"},
+    "onnxscript": {"export/suppression.py"},
     "matplotlib": {"check_data/plots.py", "check_data/contact_sheet.py", "report/plots.py"},
     "jinja2": {"check_data/report.py", "report/page.py"},
     "torchmetrics": {"evaluation/coco.py"},
     "gradio": {"web/page.py"},
     "pickle": {"models/weights/files.py"},  # whose reader has a list of what a file may name
     "lightning_fabric": {"predict/predictor.py", "training/slurm.py"},
-    "logging": {"config.py", "data/*.py", "predict/predictor.py", "training/*.py"},
+    "logging": {"config.py", "data/*.py", "export/writers.py", "predict/predictor.py", "training/*.py"},
 }
 
 READS = {"open", "read_text", "read_bytes", "torch.load", "numpy.load", "cv2.imread", "Image.open"}

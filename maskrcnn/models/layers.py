@@ -32,4 +32,4 @@ def normalize(norm: nn.Module, x: Tensor) -> Tensor:
     """`norm` of maps [N, C, H, W], N = 0 among them."""
     # SyncBatchNorm gathers float32 statistics from devices that have maps, but zeros of the type of x from one that
     # has none: under mixed precision the two would not match.
-    return norm(x) if len(x) else norm(x.float()).to(x.dtype)
+    return norm(x) if x.shape[0] else norm(x.float()).to(x.dtype)

@@ -102,6 +102,11 @@ class MaskRCNN(nn.Module):
             min_box_size=min_box_size,
         )
 
+    @property
+    def paste(self) -> str:
+        """How a mask is laid into the picture, see `ops.masks`."""
+        return self.roi_heads.mask_head.paste
+
     def compile_features(self, mode: bool | str = True) -> None:
         """Compile backbone and neck with `torch.compile`, once for pictures of any size.
 

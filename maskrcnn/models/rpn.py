@@ -107,13 +107,14 @@ class RPN(nn.Module):
         """
         height, width = batch.pixels.shape[-2:]
         anchors = self.anchors(features, (height, width))
-        objectness, deltas = self._predict(features)
+        objectness, deltas = self.predict(features)
         proposals = self._propose(objectness, deltas, anchors, batch.sizes)
         if targets is None:
             return proposals, {}
         return proposals, self._losses(torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), targets)
 
-    def _predict(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def predict(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Objectness and deltas of each level."""
         objectness, deltas = [], []
         for x in features:
             for conv in self.convs:

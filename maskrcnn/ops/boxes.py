@@ -43,7 +43,7 @@ def decode_boxes(deltas: Tensor, references: Tensor, weights: Sequence[float]) -
     for a pixel position.
     """
     deltas = deltas.float()
-    references = references.float().reshape(len(references), *(1,) * (deltas.dim() - 2), 4)
+    references = references.float().reshape(references.shape[0], *(1,) * (deltas.dim() - 2), 4)
     wx, wy, ww, wh = weights
     ref_w = references[..., 2] - references[..., 0]
     ref_h = references[..., 3] - references[..., 1]

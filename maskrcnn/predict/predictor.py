@@ -13,12 +13,13 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torch import Tensor
 
-from maskrcnn.config import Config, build, compose_config
+from maskrcnn.config import Config, build, compose_config, plain
 from maskrcnn.data.images import REMEDY, read_image, to_rgb_array
 from maskrcnn.data.sample import to_tensor
 from maskrcnn.errors import UserError
+from maskrcnn.export.onnx_model import OnnxModel
+from maskrcnn.loading import load_model
 from maskrcnn.models.mask_rcnn import MaskRCNN
-from maskrcnn.models.weights import load_weights, read_weights
 from maskrcnn.ops.masks import masks_to_rle
 from maskrcnn.predict.result import Result
 
@@ -40,7 +41,7 @@ class Predictor:
     def __init__(
         self,
         *,
-        model: MaskRCNN,
+        model: MaskRCNN | OnnxModel,
         categories: list[dict[str, Any]],
         accelerator: str = "auto",
         devices: int | str | list[int] = 1,
@@ -56,7 +57,7 @@ class Predictor:
         if fabric.world_size != 1:
             raise UserError(f"trainer.devices={devices}: pictures are predicted on one device; set 1, or [its number]")
         self.categories = categories
-        self.paste = model.roi_heads.mask_head.paste
+        self.paste = model.paste
         self.device = fabric.device
         self._model = fabric.setup_module(model.eval())
         self._model.mark_forward_method("predict")
@@ -189,12 +190,8 @@ def build_predictor(cfg: Config) -> Predictor:
     Raises:
         UserError: The checkpoint does not fit the model, or there is no such device.
     """
-    weights = read_weights(cfg.ckpt)
-    cfg.model.num_classes = len(weights.categories)
-    cfg.model.backbone.weights = None  # they are in the checkpoint
-    model = build(cfg.model, key="model", trust=cfg.trust)
-    load_weights(model, weights)
-    return Predictor(model=model, categories=weights.categories, **build(cfg.trainer, key="trainer"))
+    model, categories = load_model(cfg.ckpt, plain(cfg.model), trust=cfg.trust)
+    return Predictor(model=model, categories=categories, **build(cfg.trainer, key="trainer"))
 
 
 def to_array(image: Picture) -> np.ndarray:

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from maskrcnn.errors import UserError
 from maskrcnn.evaluation.coco import CocoMetric
 from maskrcnn.evaluation.results import to_results
+from maskrcnn.export.onnx_model import OnnxModel
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.tta import AugmentedMaskRCNN
 from maskrcnn.models.weights import CHECKPOINT_KEY
@@ -27,7 +28,7 @@ class MaskRCNNModule(LightningModule):
     """Trains and validates a Mask R-CNN.
 
     Args:
-        model: The network.
+        model: The network; for validation alone, an exported one will do.
         categories: {"id", "name"} of each label 1..K; travels in the checkpoint.
         category_ids: The validation set's category of each label, None where it has none; by default `categories`.
         ground_truth: The validation set as a parsed instances file; without one, detections are kept but not scored.
@@ -42,7 +43,7 @@ class MaskRCNNModule(LightningModule):
     def __init__(
         self,
         *,
-        model: MaskRCNN,
+        model: MaskRCNN | OnnxModel,
         categories: list[dict[str, Any]],
         ground_truth: dict[str, Any] | None,
         category_ids: Sequence[int | None] | None = None,
@@ -123,7 +124,7 @@ class MaskRCNNModule(LightningModule):
                 image_id=image_id,
                 size=(image.shape[-2], image.shape[-1]),
                 category_ids=self.category_ids,
-                paste=self.model.roi_heads.mask_head.paste,
+                paste=self.model.paste,
             )
         self.metric.update(image_ids, results)
         self.watch.pictures += len(images)
@@ -142,6 +143,7 @@ class MaskRCNNModule(LightningModule):
     def on_fit_start(self) -> None:
         """Compile, once the device is known."""
         if self._compile is not False:
+            assert isinstance(self.model, MaskRCNN)
             self.model.compile_features(self._compile)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -119,7 +119,7 @@ def test_proposals_are_ranked_by_their_logits() -> None:
         rpn.objectness.weight.mul_(100)
         expected, _ = rpn(features, BATCH)
         rpn.objectness.bias.fill_(60.0)
-        assert all((logits.sigmoid() == 1).all() for logits in rpn._predict(features)[0])
+        assert all((logits.sigmoid() == 1).all() for logits in rpn.predict(features)[0])
         found, _ = rpn(features, BATCH)
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours, theirs)
@@ -165,7 +165,7 @@ def test_more_convolutions_come_before_the_predictions() -> None:
     rpn = make_rpn(num_convs=3)
     assert len(rpn.convs) == 3
     features = make_features(8, [8, 16])
-    found = rpn._predict(features)[0][0]
+    found = rpn.predict(features)[0][0]
     x = features[0]
     for conv in rpn.convs:
         x = conv(x).relu()
