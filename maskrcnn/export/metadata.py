@@ -50,8 +50,8 @@ def make_metadata(
         # The network does this itself.
         "normalization": {
             "channel_order": expected.channel_order,
-            "mean": expected.mean.flatten().tolist(),
-            "std": expected.std.flatten().tolist(),
+            "mean": [round(value, 6) for value in expected.mean.flatten().tolist()],  # float32 has 7 digits
+            "std": [round(value, 6) for value in expected.std.flatten().tolist()],
         },
         "masks": {"paste": model.paste, "threshold": 0.5},
         "precision": precision,
