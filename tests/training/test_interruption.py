@@ -166,7 +166,11 @@ def test_ctrl_c_before_the_training_says_nothing(root, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(DetectionDataModule, "load", load)
-    outcome = run("train", *settings(root, tmp_path))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs behind it
+    try:
+        outcome = run("train", *settings(root, tmp_path))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (outcome.code, outcome.out, outcome.err) == (130, "", "")
 
 
