@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from maskrcnn.errors import UserError
 
@@ -61,3 +62,10 @@ def translate(state: Mapping[str, Tensor], table: NameTable, *, source: str) -> 
 def numbered_categories(count: int) -> list[dict[str, Any]]:
     """Categories 1..count of a file that names none."""
     return [{"id": label, "name": str(label)} for label in range(1, count + 1)]
+
+
+def coco_categories(count: int) -> list[dict[str, Any]]:
+    """COCO's 80 categories in the order of their ids, which leave numbers out; numbered ones for any other count."""
+    names = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    coco = [{"id": i, "name": name} for i, name in enumerate(names) if name not in ("__background__", "N/A")]
+    return coco if count == len(coco) else numbered_categories(count)

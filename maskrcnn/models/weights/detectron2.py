@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from maskrcnn.errors import UserError
-from maskrcnn.models.weights.contents import NameTable, Weights, numbered_categories, translate
+from maskrcnn.models.weights.contents import NameTable, Weights, coco_categories, translate
 
 _MODULE = "(weight|bias|running_mean|running_var|num_batches_tracked)"
 _STAGES = [("", 0), *((f"{stage}.", stage) for stage in range(3))]  # of one box head, or of a cascade
@@ -137,10 +136,7 @@ def read_detectron2(path: Path, content: dict[str, Any], key: str) -> Weights | 
         if not (fixed and norm.startswith("backbone.")):
             ours.setdefault(f"{norm}num_batches_tracked", torch.tensor(0))
     _put_background_first(ours, num_classes, source)
-    names = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    coco = [{"id": label, "name": name} for label, name in enumerate(names) if name not in ("__background__", "N/A")]
-    categories = coco if num_classes == len(coco) else numbered_categories(num_classes)
-    return Weights(path, ours, categories, groups=groups, settings=settings)
+    return Weights(path, ours, coco_categories(num_classes), groups=groups, settings=settings)
 
 
 def _put_background_first(state: State, num_classes: int, source: str) -> None:

@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-from maskrcnn.models.weights.contents import NameTable, Weights, numbered_categories, translate
+from maskrcnn.models.weights.contents import NameTable, Weights, coco_categories, translate
 
 _NAMES: NameTable = [
     (r"backbone\.(.+)", r"backbone.\1"),
@@ -39,11 +38,4 @@ def read_original(path: Path, content: dict[str, Any], key: str) -> Weights | No
     for name in (f"{_LOGITS}.weight", f"{_LOGITS}.bias"):
         foreground: Tensor = state[name]
         state[name] = torch.cat((torch.zeros_like(foreground[:1]), foreground))  # it has no mask of the background
-    return Weights(path, state, _categories(len(state[f"{_LOGITS}.bias"]) - 1), groups={"model": "original"})
-
-
-def _categories(count: int) -> list[dict[str, Any]]:
-    """Its labels are COCO's 80 categories in the order of their ids, which leave numbers out."""
-    names = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    coco = [{"id": i, "name": name} for i, name in enumerate(names) if name not in ("__background__", "N/A")]
-    return coco if count == len(coco) else numbered_categories(count)
+    return Weights(path, state, coco_categories(len(state[f"{_LOGITS}.bias"]) - 1), groups={"model": "original"})
