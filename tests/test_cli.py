@@ -319,7 +319,8 @@ def train(*arguments):
 
 def evaluate(*arguments, folder="scored"):
     """The evaluation of its checkpoint."""
-    outcome = run("evaluate", "ckpt=run/checkpoints/last.ckpt", f"hydra.run.dir={folder}", *CPU, *arguments)
+    settings = (f"hydra.run.dir={folder}", "report=false", *CPU, *arguments)
+    outcome = run("evaluate", "ckpt=run/checkpoints/last.ckpt", *settings)
     assert outcome.code == 0, outcome.err
     return outcome
 

@@ -3,6 +3,7 @@
 import inspect
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -172,6 +173,7 @@ OF_EVALUATE = {"tta"}
 BUILDING = [(group, option) for group in GROUPS for option in GROUPS[group] if group != "experiment"]
 
 
+@cache
 def composed(group: str, option: str) -> dict[str, Any]:
     """The node of a group with that option, references not resolved."""
     with initialize_config_dir(str(CONF), version_base="1.3"):

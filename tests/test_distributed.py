@@ -24,7 +24,7 @@ from tests.cli_tools import TINY, Outcome, files, run
 from tests.test_resume import assert_same_end, load
 
 TOP = Path(__file__).parent.parent
-ALONE = (*TINY, "trainer.enable_progress_bar=false", "callbacks.pictures.count=0", "data=coco")
+ALONE = (*TINY, "trainer.enable_progress_bar=false", "data=coco")
 TRAIN = (*ALONE, "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "logger=csv", "data.batch_size=2")
 STEPS = 3  # per epoch, of two processes with two pictures each
 
@@ -225,10 +225,11 @@ def trained(root, tmp_path_factory):
     return folder / "checkpoints" / "last.ckpt"
 
 
-@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 3])
 def test_scores_and_detections_do_not_depend_on_the_number_of_processes(devices, trained, tmp_path):
     arguments = (f"ckpt={trained}", "data.batch_size=2", "data.num_workers=0", "trainer.accelerator=cpu")
-    arguments += ("trainer.enable_progress_bar=false", "callbacks.pictures.count=0")
+    arguments += ("trainer.enable_progress_bar=false", "report=false", "callbacks.pictures.count=0")
     arguments += ("model.input.max_size=96",)  # upright and wide pictures are padded to their batch mates
     alone = run("evaluate", *arguments, "trainer.devices=1", f"hydra.run.dir={tmp_path / 'one'}")
     assert alone.code == 0, alone.err

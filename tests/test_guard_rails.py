@@ -35,7 +35,6 @@ def train(root, folder, *arguments):
         "trainer.max_epochs=1",
         "trainer.log_every_n_steps=2",
         "trainer.enable_progress_bar=false",
-        "callbacks.pictures.count=0",
         "logger=csv",
         f"hydra.run.dir={folder}",
         *arguments,

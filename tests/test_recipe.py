@@ -116,7 +116,6 @@ def train(root, tmp_path):
             f"data.root={root}",
             "trainer.log_every_n_steps=1",
             "trainer.enable_progress_bar=false",
-            "callbacks.pictures.count=0",
             "logger=csv",
             f"hydra.run.dir={tmp_path}",
             *arguments,

@@ -77,7 +77,6 @@ def settings(root, folder):
         f"trainer.max_epochs={EPOCHS}",
         "trainer.log_every_n_steps=1",
         "trainer.enable_progress_bar=false",
-        "callbacks.pictures.count=0",
         "logger=csv",
         "checkpoint.every_n_steps=1",
         f"hydra.run.dir={folder}",

@@ -36,7 +36,6 @@ def settings(folder):
         "data.val_images=train2017",
         "augment=none",
         "trainer.enable_progress_bar=false",
-        "callbacks.pictures.count=0",
         "logger=none",
     ]
 

@@ -59,7 +59,8 @@ class Meter:
         self._forget_peak()
         seconds = [self._seconds(work) for _ in range(self.rounds + 1)][1:]
         peak = self._memory(peak=True)
-        used = None if peak is None or self._before is None else (peak - self._before) / MEGABYTE
+        # Linux counts a process's pages roughly, so that work which needs none may seem to give some back.
+        used = None if peak is None or self._before is None else max(peak - self._before, 0) / MEGABYTE
         return Cost(Spread(seconds), used)
 
     def _seconds(self, work: Callable[[], Any]) -> float:

@@ -1,6 +1,7 @@
 """What a terminal shows while a run is going on."""
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -161,7 +162,7 @@ class _RemainingColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Until the end of the task, and of what comes later at the same speed."""
         left = (task.remaining or 0) + task.fields["later"]
-        remaining = "-:--:--" if not task.speed else timedelta(seconds=round(left / task.speed))
+        remaining = "-:--:--" if not task.speed else timedelta(seconds=math.ceil(left / task.speed))
         return Text(f"ETA {remaining}")
 
 
