@@ -86,6 +86,7 @@ INTENDED: dict[str, dict[str, Any]] = {
     **{f"model/backbone/{name}": {"name": name} for name in sorted(BACKBONES - {"resnet50", "mobilenet_v2", "timm"})},
     "model/mask_rcnn": {
         "loss_weights": dict.fromkeys(LOSSES, 1.0),
+        "roi_align.gather": True,
         "rpn.box_loss": "giou",
         "rpn.box_loss_normalizer": "positive",
         "box_head.class_agnostic": True,
@@ -123,7 +124,9 @@ INTENDED: dict[str, dict[str, Any]] = {
     },
 }
 INTENDED["model/torchvision"] = {
-    key: value for key, value in INTENDED["model/mask_rcnn"].items() if not key.startswith(("rpn.box", "box_head"))
+    key: value
+    for key, value in INTENDED["model/mask_rcnn"].items()
+    if not key.startswith(("rpn.box", "roi_align", "box_head"))
 } | {"input.min_size": 800, "input.max_size": 1333, "anchors.strides": None}
 INTENDED["model/detectron2"] = INTENDED["model/torchvision"] | {
     "min_box_size": 0.0,

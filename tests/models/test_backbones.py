@@ -11,10 +11,11 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.ops import FrozenBatchNorm2d, SqueezeExcitation
+from torchvision.ops import SqueezeExcitation
 
 from maskrcnn.errors import UserError
 from maskrcnn.models.backbones import MobileNet, ResNet, Timm
+from maskrcnn.models.backbones.norms import FrozenBatchNorm2d
 from maskrcnn.models.backbones.stages import Backbone
 
 LAYERS = {f"layer{i}": str(i) for i in (1, 2, 3, 4)}

@@ -74,6 +74,21 @@ def test_aligned_pooling_reads_a_ramp_where_the_box_lies(aligned: bool, shift: f
     torch.testing.assert_close(found[0, 0], (centres / 4 - shift).expand(7, 7))
 
 
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("sampling_ratio", [1, 2, 3])
+def test_gathering_pools_the_same_and_sends_back_the_same(aligned: bool, sampling_ratio: int) -> None:
+    beyond = torch.tensor([[-30.0, -20, 500, 400], [383, 255, 384, 256], [5, 5, 5, 5], [500, 300, 600, 400]])
+    boxes = [torch.cat((random_boxes(40, 1), beyond)), random_boxes(30, 2)]
+    results = []
+    for gather in (False, True):
+        features = [f.requires_grad_() for f in make_features()]
+        align = RoIAlign(aligned=aligned, sampling_ratio=sampling_ratio, gather=gather)
+        found = align(features, boxes, strides=STRIDES, output_size=7)
+        (found * torch.linspace(-1, 1, found.numel()).view_as(found)).sum().backward()
+        results.append((found.detach(), [f.grad for f in features[:4]]))
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)
+
+
 def test_rows_keep_the_order_of_the_boxes() -> None:
     features = [torch.zeros(2, 1, f.shape[2], f.shape[3]) for f in make_features()]
     for level, feature in enumerate(features):
@@ -85,18 +100,20 @@ def test_rows_keep_the_order_of_the_boxes() -> None:
     assert found.flatten().tolist() == [2, 0, 1, 0, 10, 12]
 
 
-def test_half_precision_features_are_pooled_in_float32() -> None:
+@pytest.mark.parametrize("gather", [False, True])
+def test_half_precision_features_are_pooled_in_float32(gather: bool) -> None:
     features = [f.bfloat16() for f in make_features()]
     boxes = [random_boxes(10, 1) + 0.3, random_boxes(5, 2)]
-    found = RoIAlign()(features, boxes, strides=STRIDES, output_size=7)
+    found = RoIAlign(gather=gather)(features, boxes, strides=STRIDES, output_size=7)
     assert found.dtype == torch.float32
-    expected = RoIAlign()([f.float() for f in features], boxes, strides=STRIDES, output_size=7)
+    expected = RoIAlign(gather=gather)([f.float() for f in features], boxes, strides=STRIDES, output_size=7)
     assert torch.equal(found, expected)
 
 
-def test_levels_without_boxes_stay_in_the_graph() -> None:
+@pytest.mark.parametrize("gather", [False, True])
+def test_levels_without_boxes_stay_in_the_graph(gather: bool) -> None:
     features = [f.requires_grad_() for f in make_features()]
-    found = RoIAlign()(features, [torch.zeros(0, 4)] * 2, strides=STRIDES, output_size=7)
+    found = RoIAlign(gather=gather)(features, [torch.zeros(0, 4)] * 2, strides=STRIDES, output_size=7)
     assert found.shape == (0, 3, 7, 7)
     found.sum().backward()
     for feature in features[:4]:
@@ -113,7 +130,7 @@ def test_gradient_reaches_only_the_level_of_the_box() -> None:
     direct = features[1].detach().clone().requires_grad_()
     rois = torch.cat((torch.zeros(1, 1), box), dim=1)
     torchvision_roi_align(direct, rois, 7, 1 / 8, 2).sum().backward()
-    assert torch.equal(features[1].grad, direct.grad)
+    torch.testing.assert_close(features[1].grad, direct.grad, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "value"), [("num_levels", 0), ("canonical_size", 0), ("canonical_size", -1)])

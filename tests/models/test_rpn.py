@@ -161,6 +161,21 @@ def test_losses_of_known_predictions(make_targets: Factory) -> None:
     assert losses["loss_rpn_box_reg"].item() == pytest.approx((0.5 - 1 / 18) / 128, rel=1e-5)
 
 
+@pytest.mark.parametrize("num_convs", [1, 2])
+def test_predictions_at_some_anchors_are_those_of_the_whole_maps(num_convs: int) -> None:
+    """At each anchor of each picture, the borders of the maps too."""
+    rpn = make_rpn(num_convs=num_convs)
+    for layer in rpn.convs:
+        torch.nn.init.normal_(layer.weight, std=0.3)
+        torch.nn.init.normal_(layer.bias)  # so that a zero around a map is not what a convolution makes of zeros
+    features = make_features(8, [8, 16])
+    objectness, deltas = (torch.cat(levels, dim=1) for levels in rpn.predict(features))
+    images, anchors = torch.meshgrid(torch.arange(2), torch.arange(objectness.shape[1]), indexing="ij")
+    logits_at, deltas_at = rpn._predict_at(features, anchors.flatten(), images.flatten())
+    torch.testing.assert_close(logits_at, objectness.flatten(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(deltas_at, deltas.flatten(0, 1), atol=1e-5, rtol=1e-5)
+
+
 def test_more_convolutions_come_before_the_predictions() -> None:
     rpn = make_rpn(num_convs=3)
     assert len(rpn.convs) == 3

@@ -3,10 +3,19 @@
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from maskrcnn.models.layers import group_norm
+
+
+class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
+    """torchvision's, in one pass over the maps and in their precision: there bfloat16 becomes float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same."""
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 def norm_layer(norm: str, *, eps: float, momentum: float = 0.1) -> Callable[[int], nn.Module]:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.errors import UserError
+from maskrcnn.models.backbones.norms import FrozenBatchNorm2d
 from maskrcnn.models.backbones.stages import Backbone, Layers
 from maskrcnn.models.weights import load_backbone_weights
 
