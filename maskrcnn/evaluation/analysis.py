@@ -30,15 +30,19 @@ def class_ap(precision: np.ndarray, category_ids: Sequence[int]) -> dict[int, tu
     """AP and AP50 of each category, as pycocotools has them when it scores that category alone.
 
     Args:
-        precision: Of a COCO evaluation, [IoU thresholds, recalls, categories, areas, detections per image]; the
-            first threshold is 0.50, the first area all of them, and the last number of detections the largest.
+        precision: Of a COCO evaluation, [IoU thresholds, recalls, categories]; the first threshold is 0.50.
         category_ids: The categories, in the order of their axis.
     """
-    everything = precision[:, :, :, 0, -1]
     return {
-        category_id: (_mean(everything[:, :, i]), _mean(everything[0, :, i]))
+        category_id: (defined_mean(precision[:, :, i]), defined_mean(precision[0, :, i]))
         for i, category_id in enumerate(category_ids)
     }
+
+
+def defined_mean(values: np.ndarray) -> float:
+    """Mean of what is not -1, which stands for nothing to find; -1 without any."""
+    defined = values[values > -1]
+    return float(defined.mean()) if len(defined) else -1.0
 
 
 def class_scores(
@@ -90,12 +94,6 @@ def format_class_table(classes: Sequence[ClassScore]) -> str:
         shown = name if len(name) <= width else f"{name[: width - 3]}..."
         lines.append(f"{shown:<{width}}" + "".join(f"  {cell:>9}" for cell in cells))
     return "\n".join(lines)
-
-
-def _mean(precision: np.ndarray) -> float:
-    """Mean of what is not -1, which stands for nothing to find."""
-    counted = precision[precision > -1]
-    return float(counted.mean()) if len(counted) else -1.0
 
 
 def _cell(value: float) -> str:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import pycocotools.mask as mask_utils
+import numpy as np
 import torch.distributed as dist
-from faster_coco_eval import COCO, COCOeval_faster
 from torchmetrics import Metric
 
-from maskrcnn.evaluation.analysis import ClassScore, class_ap, class_scores
-from maskrcnn.evaluation.regions import to_rle, without_void
+from maskrcnn.evaluation.analysis import ClassScore, class_ap, class_scores, defined_mean
+from maskrcnn.evaluation.comparable import complete
+from maskrcnn.evaluation.matches import AREAS, THRESHOLDS, match_area
+from maskrcnn.evaluation.overlaps import Overlaps, overlap
+from maskrcnn.evaluation.precision import precision_curves, recalls
 from maskrcnn.evaluation.voc import has_void, voc_scores
 
 # IoU range, area and detections per image of each metric, in the order in which pycocotools prints them.
@@ -58,7 +60,8 @@ def score(
     Args:
         ground_truth: a parsed COCO instances file. Annotations may lack ``area``, ``iscrowd`` and ``id``, and
             may have ``ignore``; images may have ``void``, compressed run lengths.
-        results: COCO results, each for an image of the ground truth; those of unknown categories are ignored.
+        results: COCO results, each for an image of the ground truth (else KeyError); those of unknown categories
+            are ignored.
         image_ids: the images to score (all of them by default).
         kinds: keys of KINDS. "box" needs a ``bbox`` in every result, "mask" a ``segmentation``.
 
@@ -78,31 +81,17 @@ def score_classes(
 ) -> tuple[dict[str, dict[str, float]], list[ClassScore]]:
     """The numbers of ``score``, and those of each class from the same pass."""
     kinds = tuple(kinds)
-    complete = _complete(ground_truth)
-    scored = sorted(_sizes(ground_truth) if image_ids is None else set(image_ids))
+    completed = complete(ground_truth)
+    scored = sorted({image["id"] for image in ground_truth["images"]} if image_ids is None else set(image_ids))
+    category_ids = [category["id"] for category in ground_truth["categories"]]
     numbers: dict[str, dict[str, float]] = {}
     by_class: dict[str, dict[int, tuple[float, float]]] = {}
-    pair: tuple[COCO, COCO] | None = None
     for kind in kinds:
-        truth, found = _compared(complete, results, kind)
-        if truth is complete:
-            used = pair = pair or _index(complete, results)
-        else:
-            used = _index(truth, found)
-        numbers[kind], by_class[kind] = _evaluate(*used, KINDS[kind], scored)
+        overlaps = overlap(completed, results, kind=kind, image_ids=scored)
+        numbers[kind], by_class[kind] = _evaluate(overlaps, category_ids)
     if has_void(ground_truth):
         numbers["voc"] = voc_scores(ground_truth, results, image_ids=scored, kinds=kinds)
     return numbers, class_scores(ground_truth, scored, by_class)
-
-
-def prepare(
-    ground_truth: dict[str, Any], results: list[dict[str, Any]], kind: str
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The ground truth and the results that ``score`` compares for a kind.
-
-    Annotations have all of ``area``, ``iscrowd``, a good ``id``, and ``difficult`` in place of ``ignore``.
-    """
-    return _compared(_complete(ground_truth), results, kind)
 
 
 def format_table(numbers: dict[str, float], kind: str) -> str:
@@ -181,94 +170,20 @@ class CocoMetric(Metric):
         self._by_image, self.image_ids, self.results, self.classes = {}, [], [], []
 
 
-def _silent(*_: object) -> None:
-    """Takes the library's messages, which a logging setup would otherwise print."""
-
-
-def _sizes(ground_truth: dict[str, Any]) -> dict[int, tuple[int, int]]:
-    """Height and width of each image."""
-    return {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
-
-
-def _complete(ground_truth: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the ground truth whose annotations all have an area, iscrowd and a good id."""
-    sizes = _sizes(ground_truth)
-    annotations: list[dict[str, Any]] = []
-    for annotation in ground_truth["annotations"]:
-        if annotation["image_id"] not in sizes:
-            continue
-        # New ids for all: they only mark matches, for which each must be unique and none 0 ("unmatched").
-        copy = {"iscrowd": 0, **annotation, "id": len(annotations) + 1}
-        copy["difficult"] = copy.get("ignore", 0)  # the library overwrites "ignore"
-        if "area" not in copy:
-            copy["area"] = _area(copy, sizes[copy["image_id"]])
-        annotations.append(copy)
-    images = [dict(image) for image in ground_truth["images"]]
-    return {"images": images, "annotations": annotations, "categories": ground_truth["categories"]}
-
-
-def _area(annotation: dict[str, Any], size: tuple[int, int]) -> float:
-    """Area of an annotation's mask, or of its box if it has no mask, in pixels."""
-    if not annotation.get("segmentation"):
-        return float(annotation["bbox"][2] * annotation["bbox"][3])
-    return float(mask_utils.area(to_rle(annotation, size)))
-
-
-def _compared(
-    complete: dict[str, Any], results: list[dict[str, Any]], kind: str
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The same two; another ground truth only where masks can't be compared as they are."""
-    if kind == "mask" and _needs_care(complete):
-        return _boxes_as_crowds(complete), without_void(results, complete["images"])
-    return complete, results
-
-
-def _needs_care(ground_truth: dict[str, Any]) -> bool:
-    """Whether masks can't be compared as they are."""
-    return any(image.get("void") for image in ground_truth["images"]) or not all(
-        annotation.get("segmentation") for annotation in ground_truth["annotations"]
-    )
-
-
-def _boxes_as_crowds(ground_truth: dict[str, Any]) -> dict[str, Any]:
-    """The ground truth with a crowd that fills the box for each annotation without a mask."""
-    sizes = _sizes(ground_truth)
-    annotations = [
-        annotation
-        if annotation.get("segmentation")
-        else annotation | {"iscrowd": 1, "segmentation": to_rle(annotation, sizes[annotation["image_id"]])}
-        for annotation in ground_truth["annotations"]
-    ]
-    return ground_truth | {"annotations": annotations}
-
-
-def _index(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> tuple[COCO, COCO]:
-    """Ground truth and detections as the library takes them."""
-    truth = COCO(ground_truth, print_function=_silent)
-    return truth, truth.loadRes([dict(result) for result in results])
-
-
-class _Evaluation(COCOeval_faster):
-    """COCO's, but for annotations that are ignored without being a crowd."""
-
-    def _prepare(self) -> None:
-        super()._prepare()
-        for annotation in self.cocoGt.anns.values():
-            if annotation["difficult"]:
-                annotation["ignore"] = 1
-
-
-def _evaluate(
-    truth: COCO, detections: COCO, iou_type: str, image_ids: list[int]
-) -> tuple[dict[str, float], dict[int, tuple[float, float]]]:
+def _evaluate(overlaps: Overlaps, category_ids: list[int]) -> tuple[dict[str, float], dict[int, tuple[float, float]]]:
     """The twelve METRICS, and AP and AP50 by category."""
-    if not image_ids:
-        return dict.fromkeys(METRICS, -1.0), {}  # to the library, an empty list means all images
-    evaluation = _Evaluation(truth, detections, iou_type, print_function=_silent)
-    evaluation.params.imgIds = image_ids
-    evaluation.run()
-    numbers = dict(zip(METRICS, map(float, evaluation.stats), strict=True))
-    return numbers, class_ap(evaluation.eval["precision"], evaluation.params.catIds)
+    by_id = np.argsort(category_ids)  # the order in which pycocotools adds numbers up
+    precision: dict[str, np.ndarray] = {}
+    recall: dict[tuple[str, int], np.ndarray] = {}
+    for area in AREAS:
+        matches = match_area(overlaps, area)
+        precision[area] = precision_curves(matches)
+        recall |= {(area, most): recalls(matches, most) for most in (1, 10, 100)}
+    numbers = {}
+    for name, (iou, area, most) in _SETTINGS.items():
+        values = (precision[area] if name.startswith("ap") else recall[area, most])[..., by_id]
+        numbers[name] = defined_mean(values if ":" in iou else values[float(iou) == THRESHOLDS])
+    return numbers, class_ap(precision["all"], category_ids)
 
 
 def _merge(parts: Iterable[dict[int, list[dict[str, Any]]]]) -> dict[int, list[dict[str, Any]]]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
-from maskrcnn.evaluation.coco import prepare
-from maskrcnn.evaluation.regions import to_rle
+from maskrcnn.evaluation.comparable import complete
+from maskrcnn.evaluation.overlaps import MOST, Overlaps, overlap
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of the IoU
-MOST = 100  # detections of a class in a picture; COCO leaves out the others
+AREAS = {"all": (0, 1e5**2), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e5**2)}  # in pixels
 _LIMITS = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]  # as COCO has it: rounding must not spoil a perfect overlap
 
 
@@ -31,17 +30,15 @@ class Matches:
         image: int64 [D], position in `image_ids`.
         label: int64 [D].
         score: float64 [D].
+        rank: int64 [D], how many detections of its class in its picture come before it.
         hit: bool [T, D], whether it found an annotation, for each of `THRESHOLDS`.
-        spared: bool [T, D], whether it is neither right nor wrong: it found a crowd or an ignored annotation.
-        own_iou: float64 [D], the largest IoU with an annotation of its class, 0 without one.
-        own_truth: int64 [D], that annotation.
-        other_iou: float64 [D], the largest IoU with one of another class.
-        other_truth: int64 [D], that annotation.
+        spared: bool [T, D], whether it is neither right nor wrong: it found a crowd or an ignored annotation, or
+            nothing and is of a size that is not scored.
         truth_image: int64 [G].
         truth_label: int64 [G].
         finder: int64 [G], the detection that found it at an IoU of 0.5, or -1.
-        confused: int64 [P, 2], detections and annotations of different classes with an IoU of 0.5 at least; by
-            detection, then the largest IoU first.
+        pairs: int64 [P, 2], detections and annotations, of any classes, that overlap.
+        iou: float64 [P], of each pair.
     """
 
     image_ids: list[int]
@@ -49,16 +46,14 @@ class Matches:
     image: np.ndarray
     label: np.ndarray
     score: np.ndarray
+    rank: np.ndarray
     hit: np.ndarray
     spared: np.ndarray
-    own_iou: np.ndarray
-    own_truth: np.ndarray
-    other_iou: np.ndarray
-    other_truth: np.ndarray
     truth_image: np.ndarray
     truth_label: np.ndarray
     finder: np.ndarray
-    confused: np.ndarray
+    pairs: np.ndarray
+    iou: np.ndarray
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -77,6 +72,56 @@ class Matches:
         """Whether a detection is wrong at an IoU of 0.5, bool [D]."""
         return ~self.hit[0] & ~self.spared[0]
 
+    @property
+    def own_iou(self) -> np.ndarray:
+        """The largest IoU with an annotation of its class, float64 [D], 0 without one."""
+        return self._nearest_own[0]
+
+    @property
+    def own_truth(self) -> np.ndarray:
+        """That annotation, int64 [D]."""
+        return self._nearest_own[1]
+
+    @property
+    def other_iou(self) -> np.ndarray:
+        """The largest IoU with an annotation of another class, float64 [D], 0 without one."""
+        return self._nearest_other[0]
+
+    @property
+    def other_truth(self) -> np.ndarray:
+        """That annotation, int64 [D]."""
+        return self._nearest_other[1]
+
+    @property
+    def confused(self) -> np.ndarray:
+        """Detections and annotations of different classes with an IoU of 0.5 at least, int64 [C, 2].
+
+        They are in the order of detections, of each the largest IoU first.
+        """
+        near = ~self._of_own_class & (self.iou >= _LIMITS[0])
+        pairs, iou = self.pairs[near], self.iou[near]
+        return pairs[np.lexsort((-iou, pairs[:, 0]))]
+
+    @cached_property
+    def _nearest_own(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._nearest(self._of_own_class)
+
+    @cached_property
+    def _nearest_other(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._nearest(~self._of_own_class)
+
+    @cached_property
+    def _of_own_class(self) -> np.ndarray:
+        detection, truth = self.pairs.T
+        return self.label[detection] == self.truth_label[truth]
+
+    def _nearest(self, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        (detection, truth), iou = self.pairs[among].T, self.iou[among]
+        order = np.lexsort((-truth, iou, detection))  # of each detection, the last one counts
+        largest, nearest = np.zeros(len(self.label)), np.zeros(len(self.label), dtype=np.int64)
+        largest[detection[order]], nearest[detection[order]] = iou[order], truth[order]
+        return largest, nearest
+
 
 def match(
     ground_truth: dict[str, Any],
@@ -87,161 +132,81 @@ def match(
 ) -> Matches:
     """Matches results as COCO's evaluation does, and compares them with the annotations of other classes too.
 
-    In each picture, best score first, a detection finds the free annotation of its class with the largest IoU.
-
     Args:
         ground_truth: A parsed COCO instances file, as for `coco.score`.
         results: COCO results, each for a picture of the ground truth; those of unknown categories are left out.
         kind: "box" or "mask".
         image_ids: The pictures (all of them by default).
     """
-    truth, results = prepare(ground_truth, results, kind)
-    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
-    scored = sorted(sizes if image_ids is None else set(image_ids))
-    label_of = {category["id"]: label for label, category in enumerate(truth["categories"])}
-    found, annotations = _by_image(results, label_of), _by_image(truth["annotations"], label_of)
-    parts = [
-        _match_picture(found[image_id], annotations[image_id], label_of, kind, sizes[image_id]) for image_id in scored
-    ]
-    return _join(parts, scored, [category["name"] for category in truth["categories"]])
+    return match_area(overlap(complete(ground_truth), results, kind=kind, image_ids=image_ids))
 
 
-def _by_image(entries: list[dict[str, Any]], label_of: dict[int, int]) -> dict[int, list[dict[str, Any]]]:
-    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for entry in entries:
-        if entry["category_id"] in label_of:
-            groups[entry["image_id"]].append(entry)
-    return groups
+def match_area(overlaps: Overlaps, area: str = "all") -> Matches:
+    """Matches detections with annotations.
 
-
-def _match_picture(
-    found: list[dict[str, Any]],
-    annotations: list[dict[str, Any]],
-    label_of: dict[int, int],
-    kind: str,
-    size: tuple[int, int],
-) -> dict[str, np.ndarray]:
-    """The arrays of one picture; detections and annotations are numbered from 0 on."""
-    labels = np.array([label_of[entry["category_id"]] for entry in found], dtype=np.int64)
-    scores = np.array([entry["score"] for entry in found], dtype=np.float64)
-    order = _best(scores, labels)
-    labels, scores = labels[order], scores[order]
-
-    crowd = np.array([bool(entry["iscrowd"]) for entry in annotations], dtype=bool)
-    counted = ~crowd & ~np.array([bool(entry["difficult"]) for entry in annotations], dtype=bool)
-    truth_labels = np.array([label_of[entry["category_id"]] for entry in annotations], dtype=np.int64)
-    ious = _ious([found[i] for i in order], annotations, crowd, kind, size)
-
-    own = labels[:, None] == truth_labels
-    hit, spared, finder = _find(ious, own, counted, crowd)
-    ious, own = ious[:, counted], own[:, counted]
-    own_iou, own_truth = _largest(np.where(own, ious, 0))
-    other_iou, other_truth = _largest(np.where(own, 0, ious))
-    confused = np.argwhere(~own & (ious >= _LIMITS[0]))
-    confused = confused[np.lexsort((-ious[tuple(confused.T)], confused[:, 0]))]
-    return {
-        "label": labels,
-        "score": scores,
-        "hit": hit,
-        "spared": spared,
-        "own_iou": own_iou,
-        "own_truth": own_truth,
-        "other_iou": other_iou,
-        "other_truth": other_truth,
-        "truth_label": truth_labels[counted],
-        "finder": finder[counted],
-        "confused": confused,
-    }
-
-
-def _best(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which detections of a picture count, best first."""
-    order = np.argsort(-scores, kind="stable")
-    if len(order) <= MOST:
-        return order
-    kept = np.zeros(len(order), dtype=bool)
-    for label in np.unique(labels):
-        kept[np.flatnonzero(labels[order] == label)[:MOST]] = True
-    return order[kept]
-
-
-def _ious(
-    found: list[dict[str, Any]], annotations: list[dict[str, Any]], crowd: np.ndarray, kind: str, size: tuple[int, int]
-) -> np.ndarray:
-    """IoU [d, g]; of a crowd, the share of the detection that lies in it."""
-    if not found or not annotations:
-        return np.zeros((len(found), len(annotations)))
-    if kind == "mask":
-        regions = [to_rle(entry, size) for entry in annotations]
-        return coco_mask.iou([entry["segmentation"] for entry in found], regions, crowd.astype(int).tolist())
-    boxes, others = ([entry["bbox"] for entry in entries] for entries in (found, annotations))
-    return coco_mask.iou(
-        np.array(boxes, dtype=np.float64), np.array(others, dtype=np.float64), crowd.astype(int).tolist()
-    )
-
-
-def _find(
-    ious: np.ndarray, own: np.ndarray, counted: np.ndarray, crowd: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`hit` [T, d], `spared` [T, d] and `finder` [g] of one picture.
+    In each picture, best score first, a detection finds the free annotation of its class with the largest IoU. It
+    finds an ignored one only where there is no other.
 
     Args:
-        ious: [d, g], best detection first.
-        own: bool [d, g], whether the classes are the same.
-        counted: bool [g], whether an annotation is to be found.
-        crowd: bool [g], whether any number of detections may find it.
+        overlaps: Of detections and annotations.
+        area: One of `AREAS`; annotations of other sizes are ignored.
     """
-    detections, annotations = ious.shape
-    hit = np.zeros((len(THRESHOLDS), detections), dtype=bool)
-    spared = np.zeros_like(hit)
-    taken = np.zeros((len(THRESHOLDS), annotations), dtype=bool)
-    finder = np.full(annotations, -1)
-    near = own & (ious >= _LIMITS[0])
-    for d in np.flatnonzero(near.any(axis=1)):
-        candidates = np.flatnonzero(near[d])
-        for group, kind in ((candidates[counted[candidates]], hit), (candidates[~counted[candidates]], spared)):
-            if not len(group):
-                continue
-            free = (ious[d, group] >= _LIMITS) & (~taken[:, group] | crowd[group]) & ~hit[:, d, None]
-            levels = np.flatnonzero(free.any(axis=1))
-            # Of several with the same IoU the last, as in COCO's evaluation.
-            best = group[::-1][np.where(free, ious[d, group], -1)[levels, ::-1].argmax(axis=1)]
-            kind[levels, d] = True
-            taken[levels, best] = True
-            if kind is hit and len(levels) and levels[0] == 0:
-                finder[best[0]] = d
-    return hit, spared, finder
-
-
-def _largest(ious: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The largest IoU of each row, and its column."""
-    if not ious.size:
-        return np.zeros(len(ious)), np.zeros(len(ious), dtype=np.int64)
-    columns = ious.argmax(axis=1)
-    return ious[np.arange(len(ious)), columns], columns
-
-
-def _join(parts: list[dict[str, np.ndarray]], image_ids: list[int], names: list[str]) -> Matches:
-    """The arrays of all pictures."""
-    detections = np.array([len(part["label"]) for part in parts], dtype=np.int64)
-    annotations = np.array([len(part["truth_label"]) for part in parts], dtype=np.int64)
-    first, first_truth = np.cumsum(detections) - detections, np.cumsum(annotations) - annotations
-    joined: dict[str, list[np.ndarray]] = defaultdict(list)
-    for part, d, g in zip(parts, first, first_truth, strict=True):
-        part["own_truth"] += g
-        part["other_truth"] += g
-        part["finder"] = np.where(part["finder"] < 0, -1, part["finder"] + d)
-        part["confused"] = part["confused"] + (d, g)
-        for name, values in part.items():
-            joined[name].append(values)
-    arrays = {
-        name: np.concatenate(values, axis=-1 if name in ("hit", "spared") else 0) for name, values in joined.items()
-    }
-    pictures = np.arange(len(parts))
+    low, high = AREAS[area]
+    counted = ~overlaps.ignored & (low <= overlaps.truth_area) & (overlaps.truth_area <= high)
+    hit, spared, finder = _find(overlaps, counted)
+    spared |= ~hit & ((overlaps.area < low) | (overlaps.area > high))
+    kept = counted[overlaps.truth]
+    new = np.cumsum(counted) - 1
     return Matches(
-        image_ids=image_ids,
-        names=names,
-        image=pictures.repeat(detections),
-        truth_image=pictures.repeat(annotations),
-        **arrays,
+        image_ids=overlaps.image_ids,
+        names=overlaps.names,
+        image=overlaps.image,
+        label=overlaps.label,
+        score=overlaps.score,
+        rank=overlaps.rank,
+        hit=hit,
+        spared=spared,
+        truth_image=overlaps.truth_image[counted],
+        truth_label=overlaps.truth_label[counted],
+        finder=finder[counted],
+        pairs=np.stack((overlaps.detection[kept], new[overlaps.truth[kept]]), axis=1),
+        iou=overlaps.iou[kept],
     )
+
+
+def _find(overlaps: Overlaps, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`hit` [T, D] and `spared` [T, D] of the detections and `finder` [N] of the annotations.
+
+    Classes and pictures have nothing to do with each other: in each, the best detections choose at once, then the
+    second best, and so on.
+
+    Args:
+        overlaps: D detections and N annotations.
+        counted: bool [N], whether an annotation is to be found.
+    """
+    hit = np.zeros((len(THRESHOLDS), len(overlaps.label)), dtype=bool)
+    spared = np.zeros_like(hit)
+    taken = np.zeros((len(THRESHOLDS), len(counted)), dtype=bool)
+    finder = np.full(len(counted), -1)
+
+    near = overlaps.iou >= _LIMITS[0]
+    near &= overlaps.label[overlaps.detection] == overlaps.truth_label[overlaps.truth]
+    detection, truth, iou = overlaps.detection[near], overlaps.truth[near], overlaps.iou[near]
+    rank = overlaps.rank[detection]
+    # A detection takes the last free one: the largest IoU, and of several the last, as in COCO's evaluation.
+    order = np.lexsort((truth, iou, detection, rank))
+    edges = np.flatnonzero(np.diff(rank[order], prepend=-1, append=MOST))
+    for start, end in pairwise(edges.tolist()):
+        d, t, overlapping = (values[order[start:end]] for values in (detection, truth, iou))
+        first = np.flatnonzero(np.diff(d, prepend=-1))
+        choosing, place = d[first], np.arange(len(d))
+        free = (overlapping >= _LIMITS) & (~taken[:, t] | overlaps.crowd[t])
+        for wanted, found in ((counted[t], hit), (~counted[t], spared)):
+            last = np.maximum.reduceat(np.where(free & wanted, place, -1), first, axis=1)
+            chosen = (last >= 0) & ~hit[:, choosing]
+            found[:, choosing] = chosen
+            levels, columns = np.nonzero(chosen)
+            taken[levels, t[last[levels, columns]]] = True
+            if found is hit:
+                finder[t[last[0, chosen[0]]]] = choosing[chosen[0]]
+    return hit, spared, finder

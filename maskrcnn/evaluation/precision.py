@@ -30,6 +30,13 @@ def precision_curves(matches: Matches) -> np.ndarray:
     return curves
 
 
+def recalls(matches: Matches, most: int) -> np.ndarray:
+    """Share of annotations that the first `most` detections of a class in a picture find, [T, K]; -1 without any."""
+    first = matches.rank < most
+    found = [np.bincount(matches.label[hit & first], minlength=len(matches.names)) for hit in matches.hit]
+    return np.where(matches.counts > 0, np.stack(found) / np.maximum(matches.counts, 1), -1.0)
+
+
 def weighted_ap(matches: Matches, weights: np.ndarray) -> np.ndarray:
     """AP of each class, [B, T, K], when each picture counts `weights` times; nan where nothing is to be found.
 
@@ -74,6 +81,6 @@ def _class_ap(matches: Matches, detections: np.ndarray, weights: np.ndarray, cou
 def _curve(right: np.ndarray, count: int) -> np.ndarray:
     """Precision [R] of one class at one IoU: the best at this recall or a larger one."""
     hits = np.cumsum(right)
-    precision = hits / np.arange(1, len(right) + 1)
+    precision = hits / (np.arange(1, len(right) + 1) + np.spacing(1))  # as COCO has it, to the last digit
     best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
     return best[np.searchsorted(hits / count, RECALLS, side="left")]

@@ -32,9 +32,8 @@ def test_table_fits_a_terminal():
 
 
 def test_mean_of_what_there_is_to_find():
-    precision = np.full((2, 3, 2, 4, 3), 0.9)  # thresholds, recalls, categories, areas, detections
-    precision[:, :, 0, 0, -1] = [[0.6, 0.3, 0.0], [0.3, 0.0, 0.0]]
-    precision[:, :, 1, 0, -1] = -1
+    precision = np.full((2, 3, 2), -1.0)  # thresholds, recalls, categories
+    precision[:, :, 0] = [[0.6, 0.3, 0.0], [0.3, 0.0, 0.0]]
     assert class_ap(precision, [7, 3]) == {7: pytest.approx((0.2, 0.3)), 3: (-1.0, -1.0)}
 
 
