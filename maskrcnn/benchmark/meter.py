@@ -1,6 +1,6 @@
 """What a piece of work costs on a device: seconds, peak memory, floating point operations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,12 @@ class Cost:
     seconds: Spread
     peak_memory_mb: float | None
 
+    @classmethod
+    def of_rounds(cls, rounds: Sequence[tuple[float, float | None]]) -> "Cost":
+        """Of the (seconds, peak memory) of each round; the first one warmed up, and only its memory counts."""
+        peaks = [peak for _, peak in rounds if peak is not None]
+        return cls(Spread([seconds for seconds, _ in rounds[1:]]), max(peaks, default=None))
+
     def values(self) -> dict[str, Any]:
         """For benchmark.json."""
         return {
@@ -49,26 +55,27 @@ class Meter:
         rounds: How often the clock runs; one round before that warms up.
     """
 
-    def __init__(self, device: torch.device, *, rounds: int) -> None:
+    def __init__(self, device: torch.device, *, rounds: int = 1) -> None:
         self.device = device
         self.rounds = rounds
         self._before = self._memory(peak=False)
 
     def measure(self, work: Callable[[], Any]) -> Cost:
         """Seconds of each round and the most memory that any of them needed."""
-        self._forget_peak()
-        seconds = [self._seconds(work) for _ in range(self.rounds + 1)][1:]
-        peak = self._memory(peak=True)
-        # Linux counts a process's pages roughly, so that work which needs none may seem to give some back.
-        used = None if peak is None or self._before is None else max(peak - self._before, 0) / MEGABYTE
-        return Cost(Spread(seconds), used)
+        return Cost.of_rounds([self.once(work) for _ in range(self.rounds + 1)])
 
-    def _seconds(self, work: Callable[[], Any]) -> float:
+    def once(self, work: Callable[[], Any]) -> tuple[float, float | None]:
+        """Seconds, and the most memory in use in 1e6 bytes."""
+        self._forget_peak()
         self._wait()
         start = perf_counter()
         work()
         self._wait()
-        return perf_counter() - start
+        seconds = perf_counter() - start
+        peak = self._memory(peak=True)
+        # Linux counts a process's pages roughly, so that work which needs none may seem to give some back.
+        used = None if peak is None or self._before is None else max(peak - self._before, 0) / MEGABYTE
+        return seconds, used
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

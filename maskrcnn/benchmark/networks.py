@@ -13,11 +13,14 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import maskrcnn_resnet50_fpn, transform
+from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
+from torchvision.models.detection import transform
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.config import build
 from maskrcnn.models.mask_rcnn import MaskRCNN
-from maskrcnn.ops.image_batch import pad_images
+from maskrcnn.ops.image_batch import ImageBatch, pad_images
 
 MASK_SIZE = 112  # data.mask_size
 
@@ -42,9 +45,9 @@ class Work:
     seed: int
     device: torch.device
 
-    def pictures(self) -> list[Tensor]:
-        """uint8 [3, height, width] of a training batch."""
-        shape = (self.batch_size, 3, *self.size)
+    def pictures(self, count: int | None = None) -> list[Tensor]:
+        """uint8 [3, height, width], as many as a training batch has or `count`."""
+        shape = (count or self.batch_size, 3, *self.size)
         return list(torch.randint(0, 256, shape, generator=self._generator(), dtype=torch.uint8).to(self.device))
 
     def target(self) -> dict[str, Tensor]:
@@ -97,53 +100,96 @@ class Network:
 
 def ours(node: dict[str, Any], work: Work, *, trust: list[str]) -> Network:
     """The network of a config node `model`."""
-    torch.manual_seed(work.seed)
-    model: MaskRCNN = build(node, key="model", trust=trust).to(work.device)
-    heads: list[Any] = list(model.roi_heads.box_heads)
-    _settle(deltas=[model.rpn.deltas, *(head.deltas for head in heads)], scores=[head.scores for head in heads])
-    pictures, target = work.pictures(), work.target()
-    batch = pad_images(pictures, divisor=model.input.size_divisor)
-    target["masks"] = torch.full((work.instances, MASK_SIZE, MASK_SIZE), 255, dtype=torch.uint8, device=work.device)
-    target["has_mask"] = torch.ones(work.instances, dtype=torch.bool, device=work.device)
-    targets = [target] * work.batch_size
-    return Network(model, lambda: model(batch, targets), lambda: model.predict(pictures[:1])[0])
+    model = our_model(node, work, trust=trust)
+    settle(model)
+    batch, pictures = our_batch(model, work), work.pictures(1)
+    return Network(model, lambda: model(*batch), lambda: model.predict(pictures)[0])
 
 
 def torchvisions(node: dict[str, Any], work: Work) -> Network:
-    """The maskrcnn_resnet50_fpn of torchvision, with as many proposals, RoIs and detections as a node `model` has.
-
-    Its masks in training are as large as the picture.
-    """
-    torch.manual_seed(work.seed)
-    tops = [f"{kind}_nms_top_n_{mode}" for kind in ("pre", "post") for mode in ("train", "test")]
-    model = maskrcnn_resnet50_fpn(
-        weights=None,
-        weights_backbone=None,
-        num_classes=work.num_classes + 1,
-        min_size=min(work.size),
-        max_size=max(work.size),
-        box_batch_size_per_image=node["roi"]["sampler"]["batch_size_per_image"],
-        box_detections_per_img=node["detections_per_image"],
-        **{f"rpn_{top}": node["rpn"][top] for top in tops},
-    ).to(work.device)
-    predictor = model.roi_heads.box_predictor
-    _settle(deltas=[model.rpn.head.bbox_pred, predictor.bbox_pred], scores=[predictor.cls_score])
-    pictures, target = [picture / 255 for picture in work.pictures()], work.target()
-    target["masks"] = torch.zeros((work.instances, *work.size), dtype=torch.uint8, device=work.device)
-    for mask, (left, top, right, bottom) in zip(target["masks"], target["boxes"].round().int().tolist(), strict=True):
-        mask[top:bottom, left:right] = 1
-    targets = [target] * work.batch_size
+    """torchvision's maskrcnn_resnet50_fpn, see `torchvision_model`."""
+    model = torchvision_model(node, work)
+    settle_torchvision(model)
+    batch, pictures = torchvision_batch(work), floats(work.pictures(1))
 
     def detections() -> dict[str, Tensor]:
         with mock.patch.object(transform, "paste_masks_in_image", lambda masks, boxes, size: masks):
-            return model(pictures[:1])[0]
+            return model(pictures)[0]
 
-    return Network(model, lambda: model(pictures, targets), detections)
+    return Network(model, lambda: model(*batch), detections)
+
+
+def our_model(node: dict[str, Any], work: Work, *, trust: list[str]) -> MaskRCNN:
+    """What a config node `model` describes, on the device."""
+    torch.manual_seed(work.seed)
+    return build(node, key="model", trust=trust).to(work.device)
+
+
+def torchvision_model(node: dict[str, Any], work: Work) -> TorchvisionMaskRCNN:
+    """The maskrcnn_resnet50_fpn of torchvision, with as many proposals, RoIs and detections as a node `model` has.
+
+    The node also says whether BatchNorm is frozen and which stages are. In training, pictures keep the size that they
+    come in, as in torchvision's reference where its jitter has given them one.
+    """
+    torch.manual_seed(work.seed)
+    body = node["backbone"]
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet50",
+        weights=None,
+        norm_layer=FrozenBatchNorm2d if body.get("norm") == "frozen_bn" else nn.BatchNorm2d,
+        trainable_layers=5 - body.get("frozen_stages", 0),
+    )
+    tops = [f"{kind}_nms_top_n_{mode}" for kind in ("pre", "post") for mode in ("train", "test")]
+    return TorchvisionMaskRCNN(
+        backbone,
+        num_classes=work.num_classes + 1,
+        min_size=min(work.size),
+        max_size=max(work.size),
+        rpn_batch_size_per_image=node["rpn"]["sampler"]["batch_size_per_image"],
+        box_batch_size_per_image=node["roi"]["sampler"]["batch_size_per_image"],
+        box_score_thresh=node["score_thresh"],
+        box_detections_per_img=node["detections_per_image"],
+        _skip_resize=True,
+        **{f"rpn_{top}": node["rpn"][top] for top in tops},
+    ).to(work.device)
+
+
+def our_batch(model: MaskRCNN, work: Work) -> tuple[ImageBatch, list[dict[str, Tensor]]]:
+    """A training batch; masks are cropped to their boxes."""
+    target = work.target()
+    target["masks"] = torch.full((work.instances, MASK_SIZE, MASK_SIZE), 255, dtype=torch.uint8, device=work.device)
+    target["has_mask"] = torch.ones(work.instances, dtype=torch.bool, device=work.device)
+    return pad_images(work.pictures(), divisor=model.input.size_divisor), [target] * work.batch_size
+
+
+def torchvision_batch(work: Work) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """The same for torchvision; masks are as large as the picture."""
+    target = work.target()
+    target["masks"] = torch.zeros((work.instances, *work.size), dtype=torch.uint8, device=work.device)
+    for mask, (left, top, right, bottom) in zip(target["masks"], target["boxes"].round().int().tolist(), strict=True):
+        mask[top:bottom, left:right] = 1
+    return floats(work.pictures()), [target] * work.batch_size
+
+
+def floats(pictures: Iterable[Tensor]) -> list[Tensor]:
+    """Pictures in 0..1, as torchvision takes them."""
+    return [picture / 255 for picture in pictures]
+
+
+def settle(model: MaskRCNN) -> None:
+    """Let a network leave boxes as they are, and call each proposal class 1 as surely as all else together."""
+    heads: list[Any] = list(model.roi_heads.box_heads)
+    _settle(deltas=[model.rpn.deltas, *(head.deltas for head in heads)], scores=[head.scores for head in heads])
+
+
+def settle_torchvision(model: TorchvisionMaskRCNN) -> None:
+    """The same for torchvision's."""
+    predictor = model.roi_heads.box_predictor
+    _settle(deltas=[model.rpn.head.bbox_pred, predictor.bbox_pred], scores=[predictor.cls_score])
 
 
 @torch.no_grad()
 def _settle(*, deltas: Iterable[Any], scores: Iterable[Any]) -> None:
-    """Let the last layers leave boxes as they are, and call each proposal class 1 as surely as all else together."""
     for layer in (*deltas, *scores):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
