@@ -8,19 +8,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from maskrcnn.benchmark import data, models
+from maskrcnn.benchmark import data, models, speed
 from maskrcnn.benchmark.report import Result, machine
 from maskrcnn.config import Config, command, plain
 from maskrcnn.errors import UserError
 
-SUITES: dict[str, Callable[[dict[str, Any]], Result]] = {"data": data.measure, "models": models.measure}
+SUITES: dict[str, Callable[[dict[str, Any]], Result]] = {
+    "data": data.measure,
+    "models": models.measure,
+    "speed": speed.measure,
+}
 
 
 @command("benchmark")
 def main(cfg: Config) -> None:
     """Run the suites one after the other; print their tables and write benchmark.json."""
     settings = plain(cfg)
-    for key in ("suite", "presets", "models", "precisions"):  # one name, or a list of them
+    for key in ("suite", "presets", "models", "precisions", "parts"):  # one name, or a list of them
         if isinstance(settings[key], str):
             settings[key] = [settings[key]]
     names = settings["suite"]

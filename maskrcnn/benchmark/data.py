@@ -23,6 +23,7 @@ from maskrcnn.config import build
 from maskrcnn.data.datamodule import DetectionDataModule
 from maskrcnn.data.outline import Outline
 from maskrcnn.data.sample import Sample, to_target, to_tensor
+from maskrcnn.data.split import Split
 from maskrcnn.errors import UserError
 
 MOSAIC_INSTANCES = (38, 38, 37, 37)  # 150 in a batch of four
@@ -68,26 +69,40 @@ def measure(settings: dict[str, Any]) -> Result:
     return Result(values, draw_table(values, settings["presets"]))
 
 
+def data_module(settings: dict[str, Any], preset: str, **options: Any) -> DetectionDataModule:
+    """What `data` describes, its pictures changed as a preset says; without empty ones, as torchvision's are.
+
+    Raises:
+        UserError: There is no such preset, or `data` does not describe a data set.
+    """
+    known = settings["augments"]
+    if preset not in known:
+        raise UserError(
+            f"presets: no preset {preset}; known are {', '.join(known)} (one of your own: "
+            "+augment@augments.<name>=<file in conf/augment>)"
+        )
+    trust = settings["trust"]
+    augment = build(known[preset], key=f"augments.{preset}", trust=trust)
+    return build(settings["data"], key="data", trust=trust, augment=augment, remove_blank=True, **options)
+
+
+def load_pictures(module: DetectionDataModule, settings: dict[str, Any]) -> Split:
+    """`pictures` training pictures, drawn by `seed` and loaded into the module."""
+    module.load(train=True, evaluate=None)
+    split = module.datasets["train"]
+    order = np.random.default_rng(settings["seed"]).permutation(len(split))
+    module.datasets["train"] = split.subset(np.resize(order, settings["pictures"]))
+    return module.datasets["train"]
+
+
 def _data_modules(settings: dict[str, Any]) -> list[DetectionDataModule]:
     """One per preset; all share the same pictures."""
-    modules: list[DetectionDataModule] = []
-    known = settings["augments"]
-    for name in settings["presets"]:
-        if name not in known:
-            raise UserError(
-                f"presets: no preset {name}; known are {', '.join(known)} (one of your own: "
-                "+augment@augments.<name>=<file in conf/augment>)"
-            )
-        augment = build(known[name], key=f"augments.{name}", trust=settings["trust"])
-        extra = {"augment": augment, "num_workers": 1, "remove_blank": True}  # torchvision's has no empty pictures
-        modules.append(build(settings["data"], key="data", trust=settings["trust"], **extra))
+    modules = [data_module(settings, name, num_workers=1) for name in settings["presets"]]
     if not modules:
-        raise UserError(f"presets: name at least one of {', '.join(known)}")
-    modules[0].load(train=True, evaluate=None)
-    split = modules[0].datasets["train"]
-    order = np.random.default_rng(settings["seed"]).permutation(len(split))
+        raise UserError(f"presets: name at least one of {', '.join(settings['augments'])}")
+    split = load_pictures(modules[0], settings)
     for module in modules:
-        module.datasets["train"] = split.subset(np.resize(order, settings["pictures"]))
+        module.datasets["train"] = split
     return modules
 
 

@@ -52,12 +52,11 @@ def measure(settings: dict[str, Any]) -> Result:
         UserError: A setting is out of range, or overrides do not fit the config.
     """
     check_counts(settings, "rounds", "instances")
-    device = _device(settings["device"])
-    absent = {name: _why_absent(name, device) for name in settings["precisions"]}
-    precisions = [name for name in absent if not absent[name]]
+    device = choose_device(settings["device"])
+    precisions, missing = usable_precisions(settings["precisions"] or ["fp32"], device)
     rows = _rows(settings)
     nodes = {name: variant(rows[name], node="model") for name in rows} | {PEER: settings["model"]}
-    works = {name: _work(node, settings, device) for name, node in nodes.items()}
+    works = {name: make_work(node, settings, device) for name, node in nodes.items()}
     values: dict[str, Any] = {name: {} for name in nodes}
     for number, (name, precision) in enumerate(product(nodes, precisions), start=1):
         print(f"{number}/{len(nodes) * len(precisions)} {name} {precision}", flush=True)
@@ -69,14 +68,14 @@ def measure(settings: dict[str, Any]) -> Result:
         values[name] |= {key: found.pop(key) for key in ("parameters", "gflops") if key in found}
         values[name][precision] = found
     values["setup"] = {
-        "device": _device_name(device),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "size": list(works[PEER].size),
         "batch_size": works[PEER].batch_size,
         "instances": works[PEER].instances,
         "num_classes": works[PEER].num_classes,
         "rounds": settings["rounds"],
-        "absent": {name: reason for name, reason in absent.items() if reason},
+        "absent": missing,
     }
     return Result(values, draw_table(values, names=list(nodes), precisions=precisions))
 
@@ -115,7 +114,8 @@ def _rows(settings: dict[str, Any]) -> dict[str, list[str]]:
     return rows
 
 
-def _work(node: dict[str, Any], settings: dict[str, Any], device: torch.device) -> Work:
+def make_work(node: dict[str, Any], settings: dict[str, Any], device: torch.device) -> Work:
+    """What the settings of the command give to a network of a config node `model`."""
     return Work(
         size=(node["input"]["min_size"], node["input"]["max_size"]),
         batch_size=settings["data"]["batch_size"],
@@ -126,7 +126,8 @@ def _work(node: dict[str, Any], settings: dict[str, Any], device: torch.device) 
     )
 
 
-def _device(name: str | None) -> torch.device:
+def choose_device(name: str | None) -> torch.device:
+    """The one that `device` names; the GPU where it is null and there is one."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -137,13 +138,18 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """For people."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _why_absent(precision: str, device: torch.device) -> str | None:
-    if precision not in PRECISIONS:
-        raise UserError(f"precisions: no precision {precision}; known are {', '.join(PRECISIONS)}")
-    if precision == "bf16" and not computes_bfloat16(device.type):
-        return "this device does not compute in bfloat16 by itself"
-    return None
+def usable_precisions(names: list[str], device: torch.device) -> tuple[list[str], dict[str, str]]:
+    """Those that the device computes in, and why the others are left out."""
+    absent = {}
+    for name in names:
+        if name not in PRECISIONS:
+            raise UserError(f"precisions: no precision {name}; known are {', '.join(PRECISIONS)}")
+        if name == "bf16" and not computes_bfloat16(device.type):
+            missing = ", it has no avx512_bf16" if device.type == "cpu" else ""
+            absent[name] = f"this device does not compute in bfloat16 by itself{missing}"
+    return [name for name in names if name not in absent], absent

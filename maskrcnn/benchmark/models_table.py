@@ -36,10 +36,11 @@ def _row(name: str, network: dict[str, Any], found: dict[str, Any]) -> str:
 
 
 def _cost(cost: dict[str, Any]) -> str:
-    low, high = (_milliseconds(seconds) for seconds in cost["seconds_range"])
+    low, high = (milliseconds(seconds) for seconds in cost["seconds_range"])
     memory = "-" if cost["peak_memory_mb"] is None else f"{cost['peak_memory_mb']:.0f}"
-    return f"{_milliseconds(cost['seconds']):>9}{f'{low}..{high}':>13}{memory:>7}"
+    return f"{milliseconds(cost['seconds']):>9}{f'{low}..{high}':>13}{memory:>7}"
 
 
-def _milliseconds(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """Whole ones from 100 on."""
     return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.1f}"

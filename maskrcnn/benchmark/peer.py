@@ -37,8 +37,10 @@ def why_absent(split: Split) -> str | None:
     return None
 
 
-def peer_loader(split: Split, *, side: int, batch_size: int, seed: int, colour_first: bool = False) -> DataLoader:
-    """Batches (pictures, targets) of torchvision's pipeline, from one worker process.
+def peer_loader(
+    split: Split, *, side: int, batch_size: int, seed: int, colour_first: bool = False, num_workers: int = 1
+) -> DataLoader:
+    """Batches (pictures, targets) of torchvision's pipeline.
 
     Args:
         split: Pictures that all have instances.
@@ -46,13 +48,14 @@ def peer_loader(split: Split, *, side: int, batch_size: int, seed: int, colour_f
         batch_size: Pictures per batch.
         seed: Of all draws.
         colour_first: The fastest order in place of the reference's.
+        num_workers: Processes that load pictures.
     """
     return DataLoader(
         _Pictures(split, large_scale_jitter(side, colour_first=colour_first)),
         sampler=EpochSampler(len(split), batch_size=batch_size, seed=seed, rank=0, world_size=1),
         batch_size=batch_size,
-        num_workers=1,
-        persistent_workers=True,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_collate,
         generator=torch.Generator().manual_seed(seed),

@@ -48,11 +48,11 @@ class Spread:
         return [min(self.rounds), max(self.rounds)]
 
 
-def check_counts(settings: dict[str, Any], *keys: str) -> None:
-    """Raise UserError where one of these settings is no whole number from 1 on."""
+def check_counts(settings: dict[str, Any], *keys: str, prefix: str = "") -> None:
+    """Raise UserError where one of these settings, of the node `prefix`, is no whole number from 1 on."""
     for key in keys:
         if not isinstance(settings[key], int) or settings[key] < 1:
-            raise UserError(f"{key}={settings[key]}: must be a whole number, at least 1")
+            raise UserError(f"{prefix}{key}={settings[key]}: must be a whole number, at least 1")
 
 
 def machine() -> dict[str, Any]:
