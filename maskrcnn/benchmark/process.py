@@ -1,9 +1,11 @@
 """Processes of their own, so that neither memory nor warm caches pass from one measurement to the next."""
 
+import gc
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from multiprocessing.util import Finalize
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -62,6 +64,14 @@ class Resident:
 def _move_in(make: Callable[..., Any], *args: Any) -> None:
     global _resident
     _resident = make(*args)
+    # A loader takes its workers along only if it goes while the process still stands.
+    Finalize(None, _move_out, exitpriority=1)
+
+
+def _move_out() -> None:
+    global _resident
+    _resident = None
+    gc.collect()
 
 
 def _call(method: str, *args: Any) -> Any:

@@ -143,6 +143,7 @@ class Sides:
         rows: dict[str, Any] = {"peer_absent": peer_absent}
         for precision in precisions:
             _tell(f"epochs, {precision}")
+            self.each("train", precision)  # warms up
             ours, peers = [], []
             for number in range(1, settings["epochs"] + 1):
                 ours.append(self.ours.call("epoch", number, precision))
