@@ -46,7 +46,12 @@ ONLY_IN = {
     "onnx": set(),
     "onnxruntime": {"export/onnx_model.py"},
     "onnxscript": {"export/suppression.py"},
-    "matplotlib": {"check_data/plots.py", "check_data/contact_sheet.py", "report/plots.py"},
+    "matplotlib": {
+        "benchmark/growth_plot.py",
+        "check_data/plots.py",
+        "check_data/contact_sheet.py",
+        "report/plots.py",
+    },
     "jinja2": {"check_data/report.py", "report/page.py"},
     "torchmetrics": {"evaluation/coco.py"},
     "gradio": {"web/page.py"},

@@ -140,7 +140,7 @@ def test_boxes_alone_have_no_peer(shapes, tmp_path):
 @pytest.mark.parametrize(
     ("argument", "problem"),
     [
-        ("suite=[data,speed]", "suite=speed: no such suite; known are data, models"),
+        ("suite=[data,web]", "suite=web: no such suite; known are data, models, speed, growth"),
         ("presets=[light,lsj2]", "no preset lsj2; known are none, light, mosaic_mixup, lsj, lsj_copy_paste"),
         ("presets=[]", "presets: name at least one of none, light"),
         ("rounds=0", "rounds=0: must be a whole number, at least 1"),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from maskrcnn.benchmark import data, models, speed
+from maskrcnn.benchmark import data, growth, models, speed
 from maskrcnn.benchmark.report import Result, machine
 from maskrcnn.config import Config, command, plain
 from maskrcnn.errors import UserError
@@ -17,6 +17,7 @@ SUITES: dict[str, Callable[[dict[str, Any]], Result]] = {
     "data": data.measure,
     "models": models.measure,
     "speed": speed.measure,
+    "growth": growth.measure,
 }
 
 

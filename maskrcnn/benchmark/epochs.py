@@ -14,20 +14,30 @@ from maskrcnn.ops.image_batch import ImageBatch
 _PRESET = "lsj"
 
 
-def why_no_epoch(settings: dict[str, Any]) -> str | None:
-    """Why the data set cannot be read, or None."""
+def why_no_epoch(settings: dict[str, Any], *, num_classes: int) -> str | None:
+    """Why there is no data set, or None.
+
+    Raises:
+        UserError: There is one, but it cannot be read, or has more than `num_classes` classes.
+    """
+    module = data_module(settings, _PRESET)
     try:
-        data_module(settings, _PRESET).prepare_files()
+        module.prepare_files()
     except UserError as error:
         return f"{str(error).partition('. ')[0]}; choose a data set with data=... data.root=..."
+    module.load(train=True, evaluate=None)
+    if len(module.categories) > num_classes:
+        raise UserError(
+            f"model.num_classes={num_classes}: the data set has {len(module.categories)} classes; set it to that"
+        )
     return None
 
 
-def our_loader(settings: dict[str, Any]) -> tuple[DataLoader, list[dict[str, Any]]]:
-    """Training batches of the data module, and the categories of their labels 1..K."""
+def our_loader(settings: dict[str, Any]) -> DataLoader:
+    """Training batches of the data module."""
     module = data_module(settings, _PRESET)
     load_pictures(module, settings)
-    return module.train_dataloader(), module.categories
+    return module.train_dataloader()
 
 
 def torchvision_loader(settings: dict[str, Any]) -> tuple[DataLoader | None, Tensor, str | None]:

@@ -24,7 +24,9 @@ def host_syncs(work: Callable[[], Any], *, package: str) -> dict[str, int]:
     """
     found: Counter[str] = Counter()
 
-    def record(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+    def record(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any, **options: Any
+    ) -> None:
         if _TEXT in str(message):
             found[_place(package, filename, lineno)] += 1
 

@@ -1,6 +1,8 @@
 """When the stages of a step end, on the clock of the device that computes them."""
 
+from itertools import pairwise
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ class Laps:
 
     def start(self) -> None:
         """Forget everything; the first stage begins."""
-        self._ends = [("", self._now())]
+        self._ends: list[tuple[str, Any]] = [("", self._now())]
 
     def mark(self, stage: str) -> None:
         """A stage, or a further part of it, ends, and the next one begins."""
@@ -36,7 +38,7 @@ class Laps:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         found: dict[str, float] = {}
-        for (_, start), (stage, end) in zip(self._ends, self._ends[1:], strict=False):
+        for (_, start), (stage, end) in pairwise(self._ends):
             seconds = end - start if isinstance(end, float) else start.elapsed_time(end) / 1e3
             found[stage] = found.get(stage, 0.0) + seconds
         return found

@@ -107,7 +107,7 @@ def ours(node: dict[str, Any], work: Work, *, trust: list[str]) -> Network:
 
 
 def torchvisions(node: dict[str, Any], work: Work) -> Network:
-    """torchvision's maskrcnn_resnet50_fpn, see `torchvision_model`."""
+    """The maskrcnn_resnet50_fpn of torchvision, see `torchvision_model`."""
     model = torchvision_model(node, work)
     settle_torchvision(model)
     batch, pictures = torchvision_batch(work), floats(work.pictures(1))

@@ -14,7 +14,7 @@ from maskrcnn.errors import UserError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_resident: Any = None  # in the process of a `Resident`, its object
+_here: list[Any] = []  # in the process of a `Resident`, its object
 
 
 def in_own_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -62,20 +62,18 @@ class Resident:
 
 
 def _move_in(make: Callable[..., Any], *args: Any) -> None:
-    global _resident
-    _resident = make(*args)
+    _here.append(make(*args))
     # A loader takes its workers along only if it goes while the process still stands.
     Finalize(None, _move_out, exitpriority=1)
 
 
 def _move_out() -> None:
-    global _resident
-    _resident = None
+    _here.clear()
     gc.collect()
 
 
 def _call(method: str, *args: Any) -> Any:
-    return getattr(_resident, method)(*args)
+    return getattr(_here[0], method)(*args)
 
 
 def _result(executor: ProcessPoolExecutor, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:

@@ -36,7 +36,8 @@ def drawn(images: int, instances: int, detections: int, seed: int) -> Content:
             annotations.append(about | shape)
         found = rng.random(detections) < _FOUND
         which = rng.integers(0, instances, detections)
-        places = np.where(found[:, None], boxes[which] * rng.uniform(0.9, 1.1, (detections, 4)), _boxes(rng, detections))
+        moved = boxes[which] * rng.uniform(0.9, 1.1, (detections, 4))
+        places = np.where(found[:, None], moved, _boxes(rng, detections))
         labels = np.where(found, classes[which], rng.integers(1, _CLASSES + 1, detections))
         for box, category_id, value in zip(places, labels.tolist(), rng.random(detections).tolist(), strict=True):
             rle = coco_mask.frPyObjects([_polygon(box)], _HEIGHT, _WIDTH)[0]

@@ -16,11 +16,13 @@ from maskrcnn.benchmark.agreement import compare
 from maskrcnn.benchmark.epochs import why_no_epoch
 from maskrcnn.benchmark.meter import Cost
 from maskrcnn.benchmark.models import choose_device, device_name, make_work, usable_precisions
+from maskrcnn.benchmark.our_side import OurSide
 from maskrcnn.benchmark.process import Resident
 from maskrcnn.benchmark.report import Result, Spread, check_counts
 from maskrcnn.benchmark.scoring import largest_difference
-from maskrcnn.benchmark.speed_side import ENCODE, Job, OurSide, Sample, TorchvisionSide
+from maskrcnn.benchmark.speed_side import ENCODE, Job, Sample
 from maskrcnn.benchmark.speed_table import draw_table
+from maskrcnn.benchmark.torchvision_side import TorchvisionSide
 from maskrcnn.config import variant
 from maskrcnn.errors import UserError
 
@@ -41,6 +43,7 @@ def measure(settings: dict[str, Any]) -> Result:
     precisions, missing = usable_precisions(settings["precisions"] or ["fp32", "bf16"], device)
     node = variant(PEER_MODEL, node="model")
     work = make_work(node, settings, device)
+    no_epoch = why_no_epoch(settings, num_classes=work.num_classes) if "epoch" in parts else None
     values: dict[str, Any] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
@@ -59,7 +62,7 @@ def measure(settings: dict[str, Any]) -> Result:
             values["train"] = sides.compare(precisions, "train", label="train step")
             values["host_syncs"] = sides.host_syncs(precisions, device)
         if "epoch" in parts:
-            values["epoch"] = sides.epochs(precisions, settings)
+            values["epoch"] = {"absent": no_epoch} if no_epoch else sides.epochs(precisions, settings["epochs"])
         if "scoring" in parts:
             values["scoring"] = sides.scoring()
     values["setup"] = {
@@ -133,11 +136,8 @@ class Sides:
             }
         return rows
 
-    def epochs(self, precisions: list[str], settings: dict[str, Any]) -> dict[str, Any]:
-        """Pictures per second of both."""
-        absent = why_no_epoch(settings)
-        if absent:
-            return {"absent": absent}
+    def epochs(self, precisions: list[str], count: int) -> dict[str, Any]:
+        """Pictures per second of both, of so many epochs."""
         _tell("loaders")
         _, peer_absent = self.each("open_loader")
         rows: dict[str, Any] = {"peer_absent": peer_absent}
@@ -145,7 +145,7 @@ class Sides:
             _tell(f"epochs, {precision}")
             self.each("train", precision)  # warms up
             ours, peers = [], []
-            for number in range(1, settings["epochs"] + 1):
+            for number in range(1, count + 1):
                 ours.append(self.ours.call("epoch", number, precision))
                 if not peer_absent:
                     peers.append(self.peer.call("epoch", number, precision))

@@ -13,37 +13,21 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from maskrcnn.benchmark import scoring
-from maskrcnn.benchmark.agreement import Found, arrays, coarse_pictures, sharpen
-from maskrcnn.benchmark.epochs import our_loader, to_us, torchvision_loader
+from maskrcnn.benchmark.agreement import Found, coarse_pictures
 from maskrcnn.benchmark.host_syncs import host_syncs
 from maskrcnn.benchmark.laps import Laps
 from maskrcnn.benchmark.meter import Meter
-from maskrcnn.benchmark.networks import (
-    Work,
-    floats,
-    our_batch,
-    our_model,
-    settle,
-    settle_torchvision,
-    torchvision_batch,
-    torchvision_model,
-)
-from maskrcnn.errors import UserError
-from maskrcnn.evaluation.results import to_results
-from maskrcnn.models.weights import load_weights, read_weights
-from maskrcnn.training.optimizers import sgd
+from maskrcnn.benchmark.networks import Work
 
 ROI, MASKS, ENCODE = "roi heads", "masks", "encode"
-_FEATURES, _RPN = "features", "rpn"
-TRAIN_STAGES = ("input", _FEATURES, _RPN, ROI, "backward", "optimizer")
-INFERENCE_STAGES = ("input", _FEATURES, _RPN, ROI, MASKS, ENCODE)
+FEATURES, RPN = "features", "rpn"
+TRAIN_STAGES = ("input", FEATURES, RPN, ROI, "backward", "optimizer")
+INFERENCE_STAGES = ("input", FEATURES, RPN, ROI, MASKS, ENCODE)
 _AGREEING = 2  # pictures whose detections are compared
 
 
@@ -91,8 +75,8 @@ class Side(ABC):
 
     def __init__(self, job: Job) -> None:
         self.meter = Meter(job.work.device)  # before anything is loaded
-        self.job = job
         self.work = job.work
+        self.settings = job.settings
         self.laps = Laps(job.work.device)
 
     @cached_property
@@ -107,6 +91,11 @@ class Side(ABC):
     @abstractmethod
     def detections(self) -> Found:
         """What is found in a few pictures."""
+
+    def agreeing(self) -> list[Tensor]:
+        """The pictures of `detections`."""
+        pictures = coarse_pictures(_AGREEING, self.work.size, seed=self.work.seed)
+        return [picture.to(self.work.device) for picture in pictures]
 
     @abstractmethod
     def pictures(self, count: int) -> list[Tensor]:
@@ -126,8 +115,8 @@ class Side(ABC):
         """A batch of the loader as the network takes it."""
 
     @abstractmethod
-    def scored(self) -> Callable[[], scoring.Numbers]:
-        """Work that scores drawn results."""
+    def numbers(self, content: scoring.Content) -> scoring.Numbers:
+        """Score results."""
 
     def train(self, precision: str) -> Sample:
         """A training step on the made-up batch."""
@@ -186,147 +175,13 @@ class Side(ABC):
 
     def score(self) -> tuple[Sample, scoring.Numbers]:
         """Score drawn results."""
-        numbers: list[scoring.Numbers] = []
-        work = self.scored()
-        seconds, peak = self.meter.once(lambda: numbers.append(work()))
+        counts, numbers = self.settings["scoring"], []
+        content = scoring.drawn(counts["images"], self.work.instances, counts["detections"], self.work.seed)
+        seconds, peak = self.meter.once(lambda: numbers.append(self.numbers(content)))
         return Sample(seconds, peak, {}), numbers[0]
-
-    def _drawn(self) -> scoring.Content:
-        counts = self.job.settings["scoring"]
-        return scoring.drawn(counts["images"], self.work.instances, counts["detections"], self.work.seed)
 
     def _clocked(self, work: Callable[[], None]) -> Sample:
         return Sample(*self.meter.once(work), self.laps.seconds())
 
     def _autocast(self, precision: str) -> torch.autocast:
         return torch.autocast(self.work.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-class OurSide(Side):
-    """This package's network of a config node `model`."""
-
-    package = "maskrcnn"
-
-    def __init__(self, job: Job) -> None:
-        super().__init__(job)
-        self.module = model = our_model(job.node, job.work, trust=job.settings["trust"])
-        if job.weights is not None:
-            load_weights(model, read_weights(job.weights), key="weights")
-        self.optimizer = sgd(model, batch_size=job.work.batch_size, fused=True, lr=0.0)
-        self.laps.watch(model.backbone, **{_FEATURES: model.neck, _RPN: model.rpn})
-        self.category_ids = range(1, job.work.num_classes + 1)
-
-    @cached_property
-    def batch(self) -> tuple[Any, Any]:
-        """Pictures and targets with cropped masks."""
-        return our_batch(self.module, self.work)
-
-    def settle(self) -> None:
-        """Settle the heads."""
-        settle(self.module)
-
-    def detections(self) -> Found:
-        """Those of `predict`."""
-        pictures = coarse_pictures(_AGREEING, self.work.size, seed=self.work.seed)
-        return arrays(self.module.eval().predict([picture.to(self.work.device) for picture in pictures]))
-
-    def pictures(self, count: int) -> list[Tensor]:
-        """uint8, as they come from their files."""
-        return self.work.pictures(count)
-
-    def predict(self, pictures: list[Tensor]) -> list[Any]:
-        """Masks are run-length encoded at once, as in an evaluation."""
-        found = self.module.predict(pictures)
-        self.laps.mark(ROI)
-        options = {"size": self.work.size, "category_ids": self.category_ids, "paste": self.module.paste}
-        results = [to_results(each, image_id=i, **options) for i, each in enumerate(found)]
-        self.laps.mark(MASKS)
-        return results
-
-    @cached_property
-    def loader(self) -> tuple[Any, str | None]:
-        """The data module's, with large-scale jitter."""
-        loader, categories = our_loader(self.job.settings)
-        if len(categories) > self.work.num_classes:
-            raise UserError(
-                f"model.num_classes={self.work.num_classes}: the data set has {len(categories)} classes; set it to that"
-            )
-        return loader, None
-
-    def on_device(self, batch: Any) -> tuple[Any, Any]:
-        """Move it."""
-        return to_us(batch, self.work.device)
-
-    def scored(self) -> Callable[[], scoring.Numbers]:
-        """By this package."""
-        drawn = self._drawn()
-        return lambda: scoring.ours(*drawn)
-
-
-class TorchvisionSide(Side):
-    """torchvision's maskrcnn_resnet50_fpn, with torch's plain SGD as in its reference."""
-
-    package = "torchvision"
-
-    def __init__(self, job: Job) -> None:
-        super().__init__(job)
-        self.module = model = torchvision_model(job.node, job.work)
-        size, seed = job.work.size, job.work.seed
-        sharpen(model, [picture.to(job.work.device) for picture in coarse_pictures(1, size, seed=seed)])
-        assert job.weights is not None
-        torch.save(model.state_dict(), job.weights)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = SGD(trained, lr=0.0, momentum=0.9, weight_decay=1e-4)
-        self.laps.watch(model.backbone, **{_FEATURES: model.backbone, _RPN: model.rpn, ROI: model.roi_heads})
-
-    @cached_property
-    def batch(self) -> tuple[Any, Any]:
-        """Pictures and targets with whole masks."""
-        return torchvision_batch(self.work)
-
-    def settle(self) -> None:
-        """Settle the heads."""
-        settle_torchvision(self.module)
-
-    @torch.inference_mode()
-    def detections(self) -> Found:
-        """Those of the model."""
-        pictures = coarse_pictures(_AGREEING, self.work.size, seed=self.work.seed)
-        return arrays(self.module.eval()([picture.to(self.work.device) for picture in pictures]))
-
-    def pictures(self, count: int) -> list[Tensor]:
-        """In 0..1."""
-        return floats(self.work.pictures(count))
-
-    def predict(self, pictures: list[Tensor]) -> list[Any]:
-        """Its masks are whole pictures; then they are encoded."""
-        found = self.module(pictures)
-        self.laps.mark(MASKS)
-        results = [_encoded(each["masks"]) for each in found]
-        self.laps.mark(ENCODE)
-        return results
-
-    @cached_property
-    def loader(self) -> tuple[Any, str | None]:
-        """torchvision's large-scale jitter."""
-        loader, self.label_of, absent = torchvision_loader(self.job.settings)
-        return loader, absent
-
-    def on_device(self, batch: Any) -> tuple[Any, Any]:
-        """Move it, pictures as floats, category ids as labels."""
-        device = self.work.device
-        pictures = floats(picture.to(device, non_blocking=True) for picture in batch[0])
-        targets = [{**target, "labels": self.label_of[target["labels"]]} for target in batch[1]]
-        return pictures, [
-            {name: value.to(device, non_blocking=True) for name, value in target.items()} for target in targets
-        ]
-
-    def scored(self) -> Callable[[], scoring.Numbers]:
-        """By pycocotools."""
-        drawn = self._drawn()
-        return lambda: scoring.pycocotools(*drawn)
-
-
-def _encoded(masks: Tensor) -> list[Any]:
-    """Run lengths of mask probabilities [D, 1, H, W]."""
-    return [coco_mask.encode(np.asfortranarray(mask)) for mask in (masks[:, 0] > 0.5).byte().cpu().numpy()]

@@ -51,12 +51,11 @@ def draw_table(values: dict[str, Any], *, precisions: Sequence[str]) -> str:
 
 
 def _agreement(found: dict[str, Any]) -> str:
-    text = f"detections agree: {100 * found['matched']:.1f}% matched (IoU from {SAME} on)"
-    if found["max_box_difference"] is not None:
-        text += (
-            f", max |box difference| {found['max_box_difference']:.2g} px, score {found['max_score_difference']:.1g}"
-        )
-    return f"{text}; {found['detections']} and {found['peer_detections']} detections"
+    counts = f"{found['detections']} and {found['peer_detections']}"
+    text = f"detections agree: of {counts}, {100 * found['matched']:.1f}% match (IoU >= {SAME})"
+    if found["max_box_difference"] is None:
+        return text
+    return f"{text}; largest difference {found['max_box_difference']:.2g} px, score {found['max_score_difference']:.1g}"
 
 
 def _costs(rows: dict[str, dict[str, Any]]) -> list[str]:
@@ -115,9 +114,7 @@ def _host_syncs(rows: dict[str, Any]) -> list[str]:
         return [f"host syncs of a training step: not counted, {rows['absent']}"]
     lines = []
     for precision, row in rows.items():
-        lines.append(
-            f"host syncs of a training step, {precision}: {row['number']}; torchvision's {row['peer_number']}"
-        )
+        lines.append(f"host syncs of a training step, {precision}: {row['number']}; torchvision's {row['peer_number']}")
         lines += [shorten(f"{number:6} {place}", _WIDTH, placeholder=" ...") for place, number in row["places"].items()]
     return lines
 
