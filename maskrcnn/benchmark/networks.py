@@ -46,9 +46,10 @@ class Work:
     device: torch.device
 
     def pictures(self, count: int | None = None) -> list[Tensor]:
-        """uint8 [3, height, width], as many as a training batch has or `count`."""
-        shape = (count or self.batch_size, 3, *self.size)
-        return list(torch.randint(0, 256, shape, generator=self._generator(), dtype=torch.uint8).to(self.device))
+        """uint8 [3, height, width] as decoders lay them out, as many as a training batch has or `count`."""
+        shape = (count or self.batch_size, *self.size, 3)
+        pixels = torch.randint(0, 256, shape, generator=self._generator(), dtype=torch.uint8)
+        return list(pixels.to(self.device).permute(0, 3, 1, 2))
 
     def target(self) -> dict[str, Tensor]:
         """Boxes [N, 4] with sides of an eighth to a half of the picture's, and labels [N]."""
@@ -172,8 +173,8 @@ def torchvision_batch(work: Work) -> tuple[list[Tensor], list[dict[str, Tensor]]
 
 
 def floats(pictures: Iterable[Tensor]) -> list[Tensor]:
-    """Pictures in 0..1, as torchvision takes them."""
-    return [picture / 255 for picture in pictures]
+    """Pictures in 0..1, laid out as torchvision's reference does it: one channel after the other."""
+    return [picture.contiguous() / 255 for picture in pictures]
 
 
 def settle(model: MaskRCNN) -> None:
