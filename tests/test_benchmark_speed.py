@@ -18,6 +18,7 @@ from maskrcnn.benchmark.growth import summary
 from maskrcnn.benchmark.host_syncs import host_syncs
 from maskrcnn.benchmark.laps import Laps
 from maskrcnn.benchmark.models import make_work
+from maskrcnn.benchmark.networks import our_model, settle
 from maskrcnn.benchmark.our_side import OurSide
 from maskrcnn.benchmark.process import Resident
 from maskrcnn.benchmark.speed import row
@@ -142,6 +143,10 @@ class TestSpeed:
         assert cost["peer_pasted_seconds"] == pytest.approx(cost["peer_seconds"] - cost["peer_stages"]["encode"])
         assert cost["ratio_to_pasted"] == pytest.approx(cost["peer_pasted_seconds"] / cost["seconds"])
 
+    def test_both_have_as_much_to_paste(self, measured):
+        cost = measured[0]["inference"]["b2"]["fp32"]
+        assert 2 < cost["detections"] == cost["peer_detections"]
+
     def test_both_score_alike(self, measured):
         assert measured[0]["scoring"]["largest_difference"] < 1e-9
 
@@ -196,15 +201,29 @@ class TestSpeed:
 
     def test_a_row_is_of_all_rounds_but_the_first(self):
         ours = [Sample(9.0, 7.0, {"a": 9.0}), Sample(1.0, 5.0, {"a": 1.0}), Sample(3.0, 6.0, {"a": 2.0})]
-        peer = [Sample(9.0, None, {"encode": 1.0})] + [Sample(4.0, None, {"encode": 1.0})] * 2
+        peer = [Sample(9.0, None, {"encode": 1.0}, 5)] + [Sample(4.0, None, {"encode": 1.0}, 5)] * 2
         found = row(ours, peer)
         assert (found["seconds"], found["seconds_range"], found["peak_memory_mb"]) == (2.0, [1.0, 3.0], 7.0)
         assert (found["peer_seconds"], found["peer_peak_memory_mb"]) == (4.0, None)
         assert found["stages"] == {"a": 1.5}
+        assert (found["detections"], found["peer_detections"]) == (0, 5)
         assert (found["ratio"], found["peer_pasted_seconds"], found["ratio_to_pasted"]) == (2.0, 3.0, 1.5)
 
 
 class TestSide:
+    @pytest.mark.parametrize("head", ["standard", "cascade"])
+    def test_a_settled_network_makes_boxes_larger_by_a_factor(self, head):
+        chosen = settings(*GROWING, f"model/roi={head}", "model.nms_thresh=1", "model.detections_per_image=500")
+        work = make_work(chosen["model"], chosen, torch.device("cpu"))
+        model = our_model(chosen["model"], work, trust=[]).eval()
+        sides = []
+        for factor in (1.0, 1.5):
+            settle(model, enlarge=factor)
+            boxes = model.predict(work.pictures(1))[0]["boxes"]
+            inside = ((boxes > 0) & (boxes < 64)).all(dim=1)
+            sides.append((boxes[inside, 2] - boxes[inside, 0]).min())
+        assert sides[1] == pytest.approx(1.5 * sides[0].item(), rel=1e-3)
+
     def test_a_training_step_changes_no_weight(self):
         chosen = settings(*GROWING)
         side = OurSide(Job(chosen["model"], make_work(chosen["model"], chosen, torch.device("cpu")), None, chosen))
@@ -273,7 +292,7 @@ class TestHostSyncs:
                 self.wait()
             self.wait()
 
-        found = host_syncs(work, package=Path(__file__).parent.name)
+        found = host_syncs(work, root=Path(__file__).parent)
         assert modes == ["warn", "default"]
         (place,) = found  # the line of `wait`, whoever calls it
         assert place.startswith("tests/test_benchmark_speed.py:")
@@ -281,7 +300,7 @@ class TestHostSyncs:
 
     def test_names_the_line_that_waits_where_no_other_is_known(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
-        (place,) = host_syncs(self.wait, package="no_such_package")
+        (place,) = host_syncs(self.wait, root=Path("/no/such/folder"))
         assert place.startswith("test_benchmark_speed.py:")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,6 +27,20 @@ KINDS = ("train", "inference")
 TOLERANCE = 1.1  # more than linear by less than this is noise
 
 
+class Point(NamedTuple):
+    """A measurement.
+
+    Attributes:
+        size: How much work it is; of an area, pixels in millions.
+        seconds: Per picture, of each kind.
+        detections: Per picture, of an inference.
+    """
+
+    size: float
+    seconds: dict[str, float]
+    detections: float
+
+
 def measure(settings: dict[str, Any]) -> Result:
     """Measure training steps and inferences of growing size; writes growth.png beside the other results.
 
@@ -42,9 +56,9 @@ def measure(settings: dict[str, Any]) -> Result:
         values[precision] = {}
         for axis, sizes in axes.items():
             points = [_point(settings, device, precision, axis, size, first=axes["batch"][0]) for size in sizes]
-            values[precision][axis] = {"sizes": [work for work, _ in points]} | {
-                kind: summary([times[kind] for _, times in points], [work for work, _ in points], batch=axis == "batch")
-                for kind in KINDS
+            works = [point.size for point in points]
+            values[precision][axis] = {"sizes": works, "detections": [point.detections for point in points]} | {
+                kind: summary([point.seconds[kind] for point in points], works, batch=axis == "batch") for kind in KINDS
             }
     node = settings["model"]
     values["setup"] = {
@@ -98,8 +112,8 @@ def _axes(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 def _point(
     settings: dict[str, Any], device: torch.device, precision: str, axis: str, size: float, *, first: int
-) -> tuple[float, dict[str, float]]:
-    """How much work it is (of an area: pixels in millions), and seconds per picture of each kind."""
+) -> Point:
+    """Measure one."""
     print(f"{precision}: {axis} {size}", flush=True)
     settings = deepcopy(settings)
     node = settings["model"]
@@ -117,11 +131,13 @@ def _point(
     side = OurSide(Job(node, make_work(node, settings, device), None, settings))
     side.settle()
     repeats = range(settings["rounds"] + 1)
-    costs = {
-        "inference": Cost.of_rounds([side.infer(batch, precision)[:2] for _ in repeats]),
-        "train": Cost.of_rounds([side.train(precision)[:2] for _ in repeats]),
+    samples = {  # inference first: it needs less memory
+        "inference": [side.infer(batch, precision) for _ in repeats],
+        "train": [side.train(precision) for _ in repeats],
     }
-    return size, {kind: cost.seconds.median / batch for kind, cost in costs.items()}
+    costs = {kind: Cost.of_rounds([sample[:2] for sample in rounds]) for kind, rounds in samples.items()}
+    seconds = {kind: cost.seconds.median / batch for kind, cost in costs.items()}
+    return Point(size, seconds, samples["inference"][0].detections / batch)
 
 
 def _rounded(length: float, divisor: int) -> int:

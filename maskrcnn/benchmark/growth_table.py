@@ -34,4 +34,7 @@ def _row(axis: str, found: dict[str, Any], i: int, kinds: Sequence[str]) -> str:
     label = f"{_LABELS.get(axis, axis):12}{found['sizes'][i]:>10.4g}"
     cells = (f"{milliseconds(found[kind]['seconds'][i]):>14}{found[kind]['ratios'][i]:7.2f}x" for kind in kinds)
     steep = [kind for kind in kinds if i in found[kind]["too_steep"]]
-    return f"{label:{_NAME}}{''.join(cells)}" + (f"{_STEEP}: {' and '.join(steep)}" if steep else "")
+    line = f"{label:{_NAME}}{''.join(cells)}"
+    if axis == "instances" and found["detections"][i] < found["sizes"][i]:
+        line += f"  {found['detections'][i]:.0f} detected"
+    return line + (f"{_STEEP}: {' and '.join(steep)}" if steep else "")

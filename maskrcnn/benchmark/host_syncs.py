@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
+_OWN = Path(__file__).parent
 _TEXT = "synchronizing CUDA operation"  # of torch's warning
 
 
-def host_syncs(work: Callable[[], Any], *, package: str) -> dict[str, int]:
-    """How often each place of a package makes the host wait for the GPU while the work is done.
+def host_syncs(work: Callable[[], Any], *, root: Path) -> dict[str, int]:
+    """How often each place in the code below a folder makes the host wait for the GPU while the work is done.
 
     Args:
         work: Has been done before, so that nothing is set up any more.
-        package: Whose lines are named; where none of them is under way, it is the line that waits.
+        root: The folder of a package. Where none of its lines is under way, the line that waits is named.
 
     Returns:
         "file:line" -> number, the most frequent first.
@@ -28,7 +29,7 @@ def host_syncs(work: Callable[[], Any], *, package: str) -> dict[str, int]:
         message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any, **options: Any
     ) -> None:
         if _TEXT in str(message):
-            found[_place(package, filename, lineno)] += 1
+            found[_place(root, filename, lineno)] += 1
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -41,10 +42,10 @@ def host_syncs(work: Callable[[], Any], *, package: str) -> dict[str, int]:
     return dict(found.most_common())
 
 
-def _place(package: str, filename: str, lineno: int) -> str:
-    """The innermost line of the package, the benchmark's own aside."""
+def _place(root: Path, filename: str, lineno: int) -> str:
+    """The innermost line below the root, the benchmark's own aside."""
     for frame in reversed(traceback.extract_stack()):
-        parts = Path(frame.filename).parts
-        if package in parts and "benchmark" not in parts:
-            return f"{Path(*parts[parts.index(package) :])}:{frame.lineno}"
+        path = Path(frame.filename)
+        if path.is_relative_to(root) and not path.is_relative_to(_OWN):
+            return f"{path.relative_to(root.parent)}:{frame.lineno}"
     return f"{Path(filename).name}:{lineno}"

@@ -6,7 +6,7 @@ class 1 with a probability of one half. So the full number of detections reaches
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -177,16 +177,24 @@ def floats(pictures: Iterable[Tensor]) -> list[Tensor]:
     return [picture.contiguous() / 255 for picture in pictures]
 
 
-def settle(model: MaskRCNN) -> None:
-    """Let a network leave boxes as they are, and call each proposal class 1 as surely as all else together."""
+def settle(model: MaskRCNN, *, enlarge: float = 1.0) -> None:
+    """Let a network leave boxes as they are, and call each proposal class 1 as surely as all else together.
+
+    Args:
+        model: The network.
+        enlarge: What the box head, or the last of them, makes of the sides of each box. Most proposals are anchors of
+            the finest level, and what a mask costs depends on its box.
+    """
     heads: list[Any] = list(model.roi_heads.box_heads)
     _settle(deltas=[model.rpn.deltas, *(head.deltas for head in heads)], scores=[head.scores for head in heads])
+    _enlarge(heads[-1].deltas, enlarge, model.roi_heads.stages[-1].coder_weights)
 
 
-def settle_torchvision(model: TorchvisionMaskRCNN) -> None:
+def settle_torchvision(model: TorchvisionMaskRCNN, *, enlarge: float = 1.0) -> None:
     """The same for torchvision's."""
     predictor = model.roi_heads.box_predictor
     _settle(deltas=[model.rpn.head.bbox_pred, predictor.bbox_pred], scores=[predictor.cls_score])
+    _enlarge(predictor.bbox_pred, enlarge, model.roi_heads.box_coder.weights)
 
 
 @torch.no_grad()
@@ -196,3 +204,8 @@ def _settle(*, deltas: Iterable[Any], scores: Iterable[Any]) -> None:
         nn.init.zeros_(layer.bias)
     for layer in scores:
         layer.bias[1] = math.log(len(layer.bias) - 1)
+
+
+@torch.no_grad()
+def _enlarge(layer: nn.Linear, factor: float, coder_weights: Sequence[float]) -> None:
+    layer.bias.view(-1, 4)[:, 2:] = math.log(factor) * torch.tensor(coder_weights[2:]).to(layer.bias)

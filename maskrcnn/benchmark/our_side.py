@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+import maskrcnn
 from maskrcnn.benchmark import scoring
 from maskrcnn.benchmark.agreement import Found, arrays
 from maskrcnn.benchmark.epochs import our_loader, to_us
 from maskrcnn.benchmark.networks import our_batch, our_model, settle
-from maskrcnn.benchmark.speed_side import FEATURES, MASKS, ROI, RPN, Job, Side
+from maskrcnn.benchmark.speed_side import ENLARGE, FEATURES, MASKS, ROI, RPN, Job, Side
 from maskrcnn.evaluation.results import to_results
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.weights import load_weights, read_weights
@@ -20,7 +22,7 @@ from maskrcnn.training.optimizers import sgd
 class OurSide(Side):
     """This package's network of a config node `model`."""
 
-    package = "maskrcnn"
+    root = Path(maskrcnn.__file__).parent
     module: MaskRCNN
 
     def __init__(self, job: Job) -> None:
@@ -38,7 +40,7 @@ class OurSide(Side):
 
     def settle(self) -> None:
         """Settle the heads."""
-        settle(self.module)
+        settle(self.module, enlarge=ENLARGE)
 
     def detections(self) -> Found:
         """Those of `predict`."""

@@ -176,6 +176,7 @@ def row(ours: Any, peer: Any) -> dict[str, Any]:
     values["stages"], values["peer_stages"] = _stages(ours), _stages(peer)
     pasted = [sample.seconds - sample.stages[ENCODE] for sample in peer[1:] if ENCODE in sample.stages]
     if pasted:
+        values["detections"], values["peer_detections"] = ours[0].detections, peer[0].detections
         values["peer_pasted_seconds"] = median(pasted)
         values["ratio_to_pasted"] = values["peer_pasted_seconds"] / values["seconds"]
     return values

@@ -28,6 +28,7 @@ ROI, MASKS, ENCODE = "roi heads", "masks", "encode"
 FEATURES, RPN = "features", "rpn"
 TRAIN_STAGES = ("input", FEATURES, RPN, ROI, "backward", "optimizer")
 INFERENCE_STAGES = ("input", FEATURES, RPN, ROI, MASKS, ENCODE)
+ENLARGE = 3  # anchors of 32 pixels to about what instances of COCO measure in a picture of 800 x 1333
 _AGREEING = 2  # pictures whose detections are compared
 
 
@@ -55,21 +56,23 @@ class Sample(NamedTuple):
         seconds: Of the whole.
         peak_memory_mb: Most memory in use.
         stages: Seconds of each stage.
+        detections: What an inference found.
     """
 
     seconds: float
     peak_memory_mb: float | None
     stages: dict[str, float]
+    detections: int = 0
 
 
 class Side(ABC):
     """A network and its work.
 
     Attributes:
-        package: Where its code is.
+        root: The folder of its code.
     """
 
-    package: ClassVar[str]
+    root: ClassVar[Path]
     module: nn.Module
     optimizer: Optimizer
 
@@ -103,7 +106,7 @@ class Side(ABC):
 
     @abstractmethod
     def predict(self, pictures: list[Tensor]) -> list[Any]:
-        """Detections with masks as run lengths; marks the stages from the RoI heads on."""
+        """Detections of each picture with masks as run lengths; marks the stages from the RoI heads on."""
 
     @cached_property
     @abstractmethod
@@ -127,13 +130,14 @@ class Side(ABC):
         """So many pictures at once, to run lengths."""
         self.module.eval()
         pictures = self.pictures(count)
+        found: list[Any] = []
 
         def work() -> None:
             self.laps.start()
             with torch.inference_mode(), self._autocast(precision):
-                self.predict(pictures)
+                found.extend(self.predict(pictures))
 
-        return self._clocked(work)
+        return self._clocked(work)._replace(detections=sum(map(len, found)))
 
     def step(self, batch: tuple[Any, Any], precision: str) -> None:
         """Forward pass, backward pass and optimizer."""
@@ -153,7 +157,7 @@ class Side(ABC):
         """Where a training step waits for the GPU, and how often."""
         batch = self.batch
         self.step(batch, precision)
-        return host_syncs(lambda: self.step(batch, precision), package=self.package)
+        return host_syncs(lambda: self.step(batch, precision), root=self.root)
 
     def open_loader(self) -> str | None:
         """Read the data set's pictures once; why there is no loader, or None."""

@@ -66,7 +66,8 @@ def _costs(rows: dict[str, dict[str, Any]]) -> list[str]:
         lines.append(f"{name:{_NAME}}" + "".join(_cost(row, prefix) for prefix in _SIDES.values()) + _ratio(row))
         if "peer_pasted_seconds" in row:
             pasted = f"{milliseconds(row['peer_pasted_seconds']):>15}{'':20}"
-            lines.append(f"{'  its masks pasted':{_NAME}}{'':35}{pasted}{row['ratio_to_pasted']:7.2f}x")
+            found = "{detections} and {peer_detections} detections".format_map(row)
+            lines.append(f"{'  its masks pasted':{_NAME}}{found:>35}{pasted}{row['ratio_to_pasted']:7.2f}x")
         if row.get("ratio_to_fp32") and not name.endswith("fp32"):
             lines.append(f"{'  its fp32':{_NAME}}{'':70}{row['ratio_to_fp32']:7.2f}x")
     lines.append("(ratio: how many times faster ours is; MB: at most in use, more than before anything was loaded)")

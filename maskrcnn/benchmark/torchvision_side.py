@@ -1,10 +1,12 @@
 """torchvision's side of suite=speed."""
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.optim import SGD
@@ -14,13 +16,13 @@ from maskrcnn.benchmark import scoring
 from maskrcnn.benchmark.agreement import Found, arrays, coarse_pictures, sharpen
 from maskrcnn.benchmark.epochs import torchvision_loader
 from maskrcnn.benchmark.networks import floats, settle_torchvision, torchvision_batch, torchvision_model
-from maskrcnn.benchmark.speed_side import ENCODE, FEATURES, MASKS, ROI, RPN, Job, Side
+from maskrcnn.benchmark.speed_side import ENCODE, ENLARGE, FEATURES, MASKS, ROI, RPN, Job, Side
 
 
 class TorchvisionSide(Side):
     """torchvision's maskrcnn_resnet50_fpn, with torch's plain SGD as in its reference."""
 
-    package = "torchvision"
+    root = Path(torchvision.__file__).parent
     module: TorchvisionMaskRCNN
 
     def __init__(self, job: Job) -> None:
@@ -41,7 +43,7 @@ class TorchvisionSide(Side):
 
     def settle(self) -> None:
         """Settle the heads."""
-        settle_torchvision(self.module)
+        settle_torchvision(self.module, enlarge=ENLARGE)
 
     @torch.inference_mode()
     def detections(self) -> Found:
