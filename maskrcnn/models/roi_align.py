@@ -23,7 +23,7 @@ class RoIAlign:
             torchvision's models are trained without the shift.
         canonical_size: Side in pixels of a box that is pooled from `canonical_level`.
         canonical_level: The level, P4 being 4, of a box of `canonical_size` (FPN, eq. 1).
-        gather: On a CPU and with a fixed `sampling_ratio`, pool all levels at once, several times as fast. Sums are
+        gather: On a CPU and with a fixed `sampling_ratio`, pool all channels together, several times as fast. Sums are
             taken in another order, so that float32 differs from torchvision's in the last digits.
     """
 
@@ -61,20 +61,10 @@ class RoIAlign:
         """Maps [sum R_i, C, output_size, output_size], in the order of `boxes`."""
         features, strides = features[: self.num_levels], strides[: self.num_levels]
         flat = torch.cat(boxes)
-        images = torch.cat([torch.full_like(box[:, 0], i, dtype=torch.int64) for i, box in enumerate(boxes)])
+        image_index = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
+        rois = torch.cat((image_index, flat), dim=1)
         levels = self.levels(flat, strides)
-        if self.gather and self.sampling_ratio > 0 and flat.device.type == "cpu":
-            return gathered_roi_align(
-                features,
-                flat,
-                images=images,
-                levels=levels,
-                strides=strides,
-                output_size=output_size,
-                sampling_ratio=self.sampling_ratio,
-                aligned=self.aligned,
-            )
-        rois = torch.cat((images[:, None], flat), dim=1)
+        pool = gathered_roi_align if self.gather and self.sampling_ratio > 0 and flat.is_cpu else roi_align
         rows, pooled = [], []
         for index, (feature, stride) in enumerate(zip(features, strides, strict=True)):
             # A level without boxes is pooled too: that keeps its features in the graph, which plain DDP needs.
@@ -82,6 +72,6 @@ class RoIAlign:
             rows.append(chosen)
             # In float32: bfloat16 would place boxes only to the nearest 4 pixels.
             pooled.append(
-                roi_align(feature.float(), rois[chosen], output_size, 1 / stride, self.sampling_ratio, self.aligned)
+                pool(feature.float(), rois[chosen], output_size, 1 / stride, self.sampling_ratio, self.aligned)
             )
         return torch.cat(pooled)[torch.cat(rows).argsort()]

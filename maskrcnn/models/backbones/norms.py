@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from maskrcnn.models.layers import group_norm
@@ -15,7 +15,10 @@ class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> the same."""
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        scale, shift = (one.to(x.dtype)[:, None, None] for one in (scale, shift))
+        return torch.addcmul(shift, x, scale)  # unlike F.batch_norm this does not keep x for the backward pass
 
 
 def norm_layer(norm: str, *, eps: float, momentum: float = 0.1) -> Callable[[int], nn.Module]:
