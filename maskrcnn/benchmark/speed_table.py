@@ -55,7 +55,7 @@ def _agreement(found: dict[str, Any]) -> str:
     text = f"detections agree: of {counts}, {100 * found['matched']:.1f}% match (IoU >= {SAME})"
     if found["max_box_difference"] is None:
         return text
-    return f"{text}; largest difference {found['max_box_difference']:.2g} px, score {found['max_score_difference']:.1g}"
+    return f"{text}, off by at most {found['max_box_difference']:.2g} px, score {found['max_score_difference']:.1g}"
 
 
 def _costs(rows: dict[str, dict[str, Any]]) -> list[str]:

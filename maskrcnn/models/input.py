@@ -76,7 +76,10 @@ class ModelInput(nn.Module):
             images: Each [3, h, w].
             scale: Factor of `min_size` and `max_size`.
         """
-        return pad_images([self._prepare(image, scale) for image in images], divisor=self.size_divisor)
+        batch = pad_images([self._prepare(image, scale) for image in images], divisor=self.size_divisor)
+        if images[0].stride(0) == 1:  # resizing lost the layout of decoded pictures, which convolutions are fast with
+            batch = batch._replace(pixels=batch.pixels.contiguous(memory_format=torch.channels_last))
+        return batch
 
     def _prepare(self, image: Tensor, scale: float) -> Tensor:
         size = (image.shape[-2], image.shape[-1])

@@ -35,7 +35,7 @@ def gathered_roi_align(  # noqa: PLR0917 - the arguments of torchvision's
     index = row[:, :, None, :, None] + column[:, None, :, None, :]
     weight = row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :] / sampling_ratio**2
     index, weight = (one.flatten(3).flatten(0, 2) for one in (index, weight))
-    cells = feature.permute(0, 2, 3, 1).flatten(0, 2)
+    cells = feature.permute(0, 2, 3, 1).flatten(0, 2).contiguous()
     pooled = F.embedding_bag(index, cells, per_sample_weights=weight, mode="sum")
     return pooled.unflatten(0, (-1, output_size, output_size)).permute(0, 3, 1, 2)
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
@@ -11,14 +10,14 @@ from maskrcnn.models.layers import group_norm
 
 
 class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
-    """torchvision's, in one pass over the maps and in their precision: there bfloat16 becomes float32."""
+    """torchvision's, in the precision of the maps: there bfloat16 becomes float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> the same."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         scale, shift = (one.to(x.dtype)[:, None, None] for one in (scale, shift))
-        return torch.addcmul(shift, x, scale)  # unlike F.batch_norm this does not keep x for the backward pass
+        return (x * scale).add_(shift)  # unlike F.batch_norm this does not keep x for the backward pass
 
 
 def norm_layer(norm: str, *, eps: float, momentum: float = 0.1) -> Callable[[int], nn.Module]:
