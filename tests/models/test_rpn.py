@@ -176,6 +176,18 @@ def test_predictions_at_some_anchors_are_those_of_the_whole_maps(num_convs: int)
     torch.testing.assert_close(deltas_at, deltas.flatten(0, 1), atol=1e-5, rtol=1e-5)
 
 
+def test_all_parameters_learn_under_autocast(make_targets: Factory) -> None:
+    """It keeps weights that it has cast: those for the proposals, without gradient, must not serve the losses."""
+    rpn, features, gradients = make_rpn(), make_features(8, [8, 16]), []
+    for enabled in (False, True):
+        torch.manual_seed(1)  # of the sampled anchors
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            losses = rpn(features, BATCH, make_targets(SIZES, [3, 2]))[1]
+        gradients.append(torch.autograd.grad(torch.stack(list(losses.values())).sum(), list(rpn.parameters())))
+    for exact, rounded in zip(*gradients, strict=True):
+        assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
 def test_more_convolutions_come_before_the_predictions() -> None:
     rpn = make_rpn(num_convs=3)
     assert len(rpn.convs) == 3
