@@ -28,6 +28,7 @@ from maskrcnn.building import one_line
 from maskrcnn.errors import UserError
 from maskrcnn.launch import GRACE, check_multirun, is_child, job, job_folder, own_rank, run_stamp, watch_parent
 from maskrcnn.loading import is_exported, read_checkpoint
+from maskrcnn.memory import keep_freed_memory
 from maskrcnn.models.weights import Weights
 from maskrcnn.sweep import check_plugins
 from maskrcnn.training.checkpoints import (
@@ -81,6 +82,7 @@ def command(
             @wraps(task)
             def guarded(cfg: DictConfig) -> Any:
                 run = Path(HydraConfig.get().runtime.output_dir)
+                keep_freed_memory()
                 try:
                     with job(run), full_disk_in_words(run):
                         return task(cfg)

@@ -17,6 +17,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in MODULES]
 # Room -> what of ours it may import.
 ROOMS = {
     "errors": set(),
+    "memory": set(),
     "ops": {"ops", "errors"},
     "models": {"models", "ops", "errors"},
     "data": {"data", "ops", "errors"},
@@ -26,13 +27,24 @@ ROOMS = {
     "training": {"training", "building", "evaluation", "export", "data", "models", "ops", "launch", "errors"},
     "building": {"errors"},
     "sweep": {"launch", "errors"},
-    "config": {"building", "loading", "training", "models", "launch", "sweep", "errors"},
+    "config": {"building", "loading", "training", "models", "launch", "memory", "sweep", "errors"},
     "check_data": {"check_data", "config", "evaluation", "data", "errors"},
     "export": {"export", "config", "loading", "models", "ops", "errors"},
     "loading": {"building", "export", "models", "errors"},
     "predict": {"predict", "config", "evaluation", "data", "export", "loading", "models", "ops", "errors"},
     "web": {"web", "config", "predict", "errors"},
-    "benchmark": {"benchmark", "building", "config", "data", "models", "ops", "training", "evaluation", "errors"},
+    "benchmark": {
+        "benchmark",
+        "building",
+        "config",
+        "data",
+        "evaluation",
+        "memory",
+        "models",
+        "ops",
+        "training",
+        "errors",
+    },
 }
 
 # Libraries that stay behind the modules named here.

@@ -19,6 +19,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.config import build
+from maskrcnn.memory import keep_freed_memory
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.ops.image_batch import ImageBatch, pad_images
 
@@ -121,7 +122,8 @@ def torchvisions(node: dict[str, Any], work: Work) -> Network:
 
 
 def our_model(node: dict[str, Any], work: Work, *, trust: list[str]) -> MaskRCNN:
-    """What a config node `model` describes, on the device."""
+    """What a config node `model` describes, on the device, in a process that is set up as a command's."""
+    keep_freed_memory()
     torch.manual_seed(work.seed)
     return build(node, key="model", trust=trust).to(work.device)
 

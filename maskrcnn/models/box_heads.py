@@ -85,8 +85,8 @@ class BoxHead(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled maps [R, C, resolution, resolution] -> scores [R, K + 1], deltas [R, (K + 1) * 4 or 4]."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.relu(normalize(norm, conv(x)))
+            x = F.relu_(normalize(norm, conv(x)))
         x = x.flatten(1)
         for name in self._fc_names:
-            x = F.relu(getattr(self, name)(x))
+            x = F.relu_(getattr(self, name)(x))
         return self.scores(x).float(), self.deltas(x).float()

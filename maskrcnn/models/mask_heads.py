@@ -59,5 +59,5 @@ class MaskHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pooled maps [R, C, resolution, resolution] -> mask_logits [R, K + 1, M, M], M = 2 * resolution."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.relu(normalize(norm, conv(x)))
-        return self.logits(F.relu(self.upsample(x)))
+            x = F.relu_(normalize(norm, conv(x)))
+        return self.logits(F.relu_(self.upsample(x)))

@@ -17,7 +17,9 @@ class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         scale, shift = (one.to(x.dtype)[:, None, None] for one in (scale, shift))
-        return (x * scale).add_(shift)  # unlike F.batch_norm this does not keep x for the backward pass
+        # In place, since nothing else reads what a convolution gave; unlike F.batch_norm nothing is kept for the
+        # backward pass.
+        return x.mul_(scale).add_(shift)
 
 
 def norm_layer(norm: str, *, eps: float, momentum: float = 0.1) -> Callable[[int], nn.Module]:
