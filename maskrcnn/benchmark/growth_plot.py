@@ -1,32 +1,15 @@
 """How the time per picture grows, as a plot."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-_COLORS = ("#2563eb", "#f59e0b")  # of the kinds, in their order
+from maskrcnn.plotting import COLORS, INK, render
+
 _MARKS = ("o-", "s--")  # of the precisions
-_INK, _FAINT = "#1f2937", "#9ca3af"
-_STYLE: Any = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": _FAINT,
-    "axes.grid": True,
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.size": 10,
-    "grid.color": "#e5e7eb",
-    "legend.frameon": False,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
 _LABELS = {"batch": "pictures in a batch", "area": "megapixels"}
 
 
@@ -38,23 +21,21 @@ def plot_growth(values: Mapping[str, Mapping[str, Any]], *, kinds: Sequence[str]
         kinds: Of work.
     """
     axes_of = list(next(iter(values.values()), {}))
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9, 6), dpi=110, layout="constrained")
-        FigureCanvasAgg(figure)
+
+    def draw(figure: Figure) -> None:
         for number, axis in enumerate(axes_of, start=1):
             _draw(figure.add_subplot(2, 2, number), {name: values[name][axis] for name in values}, axis, kinds)
-        file = io.BytesIO()
-        figure.savefig(file, format="png")
-    return file.getvalue()
+
+    return render(draw, size=(9, 6), format="png", dpi=110)
 
 
 def _draw(axes: Axes, found: Mapping[str, Mapping[str, Any]], axis: str, kinds: Sequence[str]) -> None:
     for (precision, rows), mark in zip(found.items(), _MARKS, strict=False):
-        for kind, color in zip(kinds, _COLORS, strict=True):
+        for kind, color in zip(kinds, COLORS, strict=False):
             axes.plot(rows["sizes"], rows[kind]["ratios"], mark, color=color, label=f"{kind}, {precision}")
     sizes = next(iter(found.values()))["sizes"]
     allowed = [1.0 if axis == "batch" else size / sizes[0] for size in sizes]
-    axes.plot(sizes, allowed, ":", color=_INK, linewidth=1, label="linear")
+    axes.plot(sizes, allowed, ":", color=INK, linewidth=1, label="linear")
     axes.set_xscale("log")
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_locator(LogLocator(base=2))

@@ -1,37 +1,17 @@
 """The shape of a data set: each plot a PNG, one colour per split."""
 
-import io
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from maskrcnn.check_data.statistics import LARGE, MEDIUM, Statistics
+from maskrcnn.plotting import COLORS, INK, render, shorten
 
-_COLORS = ("#2563eb", "#f59e0b", "#10b981")  # of the splits, in their order
-_INK, _FAINT = "#1f2937", "#9ca3af"
-_STYLE: Any = {
-    "axes.edgecolor": _FAINT,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.size": 10,
-    "grid.color": "#e5e7eb",
-    "legend.frameon": False,
-    "text.color": _INK,
-    "text.parse_math": False,  # a class may be called $x$
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
 _NAMED = 60  # up to so many classes have their names at the axis
 _LONGEST_NAME = 24
 _BINS = 50
@@ -68,17 +48,13 @@ def draw_plots(statistics: dict[str, Statistics]) -> list[Plot]:
 
 
 def _render(draw: Callable[[Axes, dict[str, Statistics]], None], statistics: dict[str, Statistics]) -> bytes:
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # class names in any script
-        figure = Figure(figsize=(6.0, 3.5), dpi=144, layout="constrained")
-        FigureCanvasAgg(figure)
+    def on(figure: Figure) -> None:
         axes = figure.add_subplot()
         draw(axes, statistics)
         if len(statistics) > 1:
             figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(statistics))
-        file = io.BytesIO()
-        figure.savefig(file, format="png")
-    return file.getvalue()
+
+    return render(on, size=(6.0, 3.5), format="png", dpi=144)
 
 
 def _classes(axes: Axes, statistics: dict[str, Statistics]) -> None:
@@ -92,10 +68,10 @@ def _classes(axes: Axes, statistics: dict[str, Statistics]) -> None:
         counts[counts == 0] = np.nan  # has no logarithm
         if len(names) <= _NAMED:
             width = 0.8 / len(statistics)
-            axes.bar(places + (i - (len(statistics) - 1) / 2) * width, counts, width, color=_COLORS[i], label=name)
+            axes.bar(places + (i - (len(statistics) - 1) / 2) * width, counts, width, color=COLORS[i], label=name)
         else:
             marker: dict[str, Any] = {"linestyle": "none", "marker": ".", "markersize": 4} if i else {"linewidth": 2}
-            axes.plot(places + 1, counts, color=_COLORS[i], label=name, **marker)
+            axes.plot(places + 1, counts, color=COLORS[i], label=name, **marker)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -104,7 +80,7 @@ def _classes(axes: Axes, statistics: dict[str, Statistics]) -> None:
     if len(names) <= _NAMED:
         axes.grid(visible=False, axis="x")
         axes.set_xlim(min(-0.6, len(names) / 2 - 3), max(len(names) - 0.4, len(names) / 2 + 2))
-        short = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
+        short = [shorten(name, _LONGEST_NAME) for name in names]
         axes.set_xticks(places, short, rotation=90 if len(names) > 8 else 0, fontsize=10 if len(names) <= 30 else 7)
     else:
         axes.set_xlabel("rank of the class")
@@ -134,11 +110,11 @@ def _sizes(axes: Axes, statistics: dict[str, Statistics]) -> None:
     _histogram(axes, sides, edges)
     top = axes.get_ylim()[1]
     for limit in (MEDIUM, LARGE):
-        axes.axvline(limit**0.5, color=_INK, linestyle="--", linewidth=1)
+        axes.axvline(limit**0.5, color=INK, linestyle="--", linewidth=1)
     spans = {"small": (1, MEDIUM**0.5), "medium": (MEDIUM**0.5, LARGE**0.5), "large": (LARGE**0.5, edges[-1])}
     for name, (low, high) in spans.items():
         if high > low:
-            axes.text((low * high) ** 0.5, top * 1.02, name, ha="center", color=_INK)
+            axes.text((low * high) ** 0.5, top * 1.02, name, ha="center", color=INK)
     axes.set_ylim(0, top * 1.1)
     axes.set_xlim(1, max(edges[-1], LARGE**0.5 * 2))
     axes.set_xlabel("square root of the area, pixels")
@@ -155,7 +131,7 @@ def _aspect_ratios(axes: Axes, statistics: dict[str, Statistics]) -> None:
         FuncFormatter(lambda value, _: f"{value:.0f}:1" if value >= 1 else f"1:{1 / value:.0f}")
     )
     _histogram(axes, {name: values.clip(edges[0], edges[-1]) for name, values in ratios.items()}, edges)
-    axes.axvline(1, color=_INK, linestyle="--", linewidth=1)
+    axes.axvline(1, color=INK, linestyle="--", linewidth=1)
     axes.set_xlabel("width : height")
     axes.set_ylabel("instances, %")
 
@@ -164,7 +140,7 @@ def _image_sizes(axes: Axes, statistics: dict[str, Statistics]) -> None:
     for i, (name, split) in enumerate(statistics.items()):
         sizes, counts = np.unique(split.image_sizes, axis=0, return_counts=True)
         area = 12 + 160 * (counts / counts.max()) ** 0.5
-        colors: dict[str, Any] = {"facecolors": "none" if i else _COLORS[i], "edgecolors": _COLORS[i]}
+        colors: dict[str, Any] = {"facecolors": "none" if i else COLORS[i], "edgecolors": COLORS[i]}
         axes.scatter(sizes[:, 1], sizes[:, 0], s=area, alpha=0.6, label=name, **colors)
     sides = np.concatenate([split.image_sizes for split in statistics.values()])
     if sides.max() > 20 * max(np.median(sides), 1) or sides.min() * 20 < np.median(sides):
@@ -185,7 +161,7 @@ def _histogram(axes: Axes, values: dict[str, np.ndarray], edges: np.ndarray) -> 
         style: dict[str, Any] = {"histtype": "stepfilled", "alpha": 0.55}
         if i:
             style = {"histtype": "step", "linewidth": 1.8}
-        axes.hist(numbers, edges.tolist(), weights=weights, color=_COLORS[i], label=name, **style)
+        axes.hist(numbers, edges.tolist(), weights=weights, color=COLORS[i], label=name, **style)
 
 
 def _logarithmic(axes: Axes) -> None:

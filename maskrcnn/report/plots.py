@@ -1,40 +1,18 @@
 """The plots of a report, each an SVG that is legible at the width of a phone."""
 
-import io
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from maskrcnn.evaluation.diagnosis import BINS, Calibration
 from maskrcnn.evaluation.errors import Costs
 from maskrcnn.evaluation.matches import THRESHOLDS
 from maskrcnn.evaluation.precision import RECALLS
+from maskrcnn.plotting import COLORS, FAINT, INK, render, shorten
 
-_COLORS = {"box": "#2563eb", "mask": "#f59e0b"}
-_INK, _FAINT = "#1f2937", "#9ca3af"
-_STYLE: Any = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": _FAINT,
-    "axes.grid": True,
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.size": 10,
-    "grid.color": "#e5e7eb",
-    "legend.frameon": False,
-    "svg.hashsalt": "report",  # the same file for the same numbers
-    "text.color": _INK,
-    "text.parse_math": False,  # a class may be called $x$
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
+_COLORS = dict(zip(("box", "mask"), COLORS, strict=False))
 _WIDTH = 4.6  # inches
 _CURVES = {0.5: "#1e3a8a", 0.6: "#2563eb", 0.7: "#10b981", 0.8: "#f59e0b", 0.9: "#dc2626"}
 _MOST_CELLS = 25  # classes of a matrix whose cells have names and numbers
@@ -88,8 +66,8 @@ def plot_calibration(calibration: Calibration, kind: str) -> bytes:
     def draw(axes: Axes) -> None:
         edges = np.arange(BINS) / BINS
         axes.bar(edges, np.nan_to_num(calibration.precision), 1 / BINS, align="edge", color=_COLORS[kind], ec="white")
-        axes.plot(calibration.score, calibration.precision, "o", color=_INK, markersize=3)
-        axes.plot([0, 1], [0, 1], "--", color=_INK, linewidth=1)
+        axes.plot(calibration.score, calibration.precision, "o", color=INK, markersize=3)
+        axes.plot([0, 1], [0, 1], "--", color=INK, linewidth=1)
         for edge, count in zip(edges, calibration.counts, strict=True):
             axes.text(edge + 0.5 / BINS, 1.02, _short(count), ha="center", fontsize=7)
         axes.set_xlim(0, 1)
@@ -120,11 +98,11 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
             axes.set_yticks([])
             return
         size = max(4, min(8, 80 // len(matrix)))
-        short = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
+        short = [shorten(name, _LONGEST_NAME) for name in names]
         axes.set_xticks(range(len(matrix)), [*short, "nothing"], rotation=90, fontsize=size)
         axes.set_yticks(range(len(matrix)), [*short, "background"], fontsize=size)
         for row, column in np.argwhere(matrix):
-            color = "white" if shares[row, column] > 0.5 else _INK
+            color = "white" if shares[row, column] > 0.5 else INK
             text = _short(matrix[row, column])
             axes.text(column, row, text, ha="center", va="center", color=color, fontsize=size)
 
@@ -136,11 +114,11 @@ def plot_differences(names: Sequence[str], values: np.ndarray, low: np.ndarray, 
 
     def draw(axes: Axes) -> None:
         places = np.arange(len(names))
-        colors = np.select([low > 0, high < 0], ["#10b981", "#dc2626"], _FAINT).tolist()
+        colors = np.select([low > 0, high < 0], ["#10b981", "#dc2626"], FAINT).tolist()
         axes.hlines(places, low, high, colors=colors, linewidth=3, alpha=0.6)
         axes.scatter(values, places, c=colors, s=16, zorder=3)
-        axes.axvline(0, color=_INK, linewidth=1)
-        short = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
+        axes.axvline(0, color=INK, linewidth=1)
+        short = [shorten(name, _LONGEST_NAME) for name in names]
         axes.set_yticks(places, short, fontsize=8 if len(names) <= _MOST_CELLS else 6)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -150,14 +128,7 @@ def plot_differences(names: Sequence[str], values: np.ndarray, low: np.ndarray, 
 
 
 def _render(draw: Callable[[Axes], None], *, height: float) -> bytes:
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # class names in any script
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        draw(figure.add_subplot())
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
+    return render(lambda figure: draw(figure.add_subplot()), size=(_WIDTH, height), format="svg")
 
 
 def _short(count: int) -> str:
