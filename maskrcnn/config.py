@@ -175,7 +175,10 @@ def add_checkpoint_options(arguments: list[str], config_name: str) -> list[str]:
     weights = read_checkpoint(path)
     fixed = next((key for key in values if re.split(r"[./]", key)[0] in ("model", "tta")), None)
     if fixed and is_exported(path):
-        raise UserError(f"{fixed}: the settings of an exported model are fixed; leave this key out, or export it anew")
+        raise UserError(
+            f"{fixed}: the settings of an exported model are fixed; leave this key out, or give the checkpoint "
+            "that it was made of"
+        )
     chosen = weights.groups
     if not chosen:
         _store_options(weights)

@@ -183,6 +183,10 @@ def test_mistakes_are_one_line(exported, checkpoint, tmp_path):
         (("evaluate", f"ckpt={exported}", "model.score_thresh=0.5"), "model.score_thresh: the settings of an exported"),
         (("evaluate", f"ckpt={exported}", "model/neck=panet"), "model/neck: the settings of an exported"),
         (("evaluate", f"ckpt={exported}", "tta=flip"), "tta: the settings of an exported"),
+        (
+            ("maskrcnn.predict.__main__", f"ckpt={exported}", "source=a.png", "tta=flip"),
+            "tta: the settings of an exported",
+        ),
         (("evaluate", f"ckpt={foreign}"), f"ckpt={foreign}: was not written by python -m maskrcnn.export"),
         (("evaluate", f"ckpt={broken}"), f"ckpt={broken}: onnxruntime cannot read it"),
         (("evaluate", f"ckpt={tmp_path / 'none.onnx'}"), f"ckpt={tmp_path / 'none.onnx'}: no such file"),

@@ -488,6 +488,18 @@ def test_annotation_files_lie_where_tools_look_for_them(checkpoint, photos, tmp_
         assert {shape["label"] for shape in content["shapes"]} == set(names)
 
 
+def test_views_of_a_picture_are_joined_as_evaluate_joins_them(checkpoint, shapes, tmp_path):
+    settings = (CPU, "data.num_workers=0", "report=false", "tta=flip")
+    outcome = run("evaluate", f"ckpt={checkpoint}", f"hydra.run.dir={tmp_path}", *settings)
+    assert outcome.code == 0, outcome.err
+    scored = json.loads((tmp_path / "predictions.json").read_text())
+    pictures = json.loads((shapes / VAL).read_text())["images"]
+    model = load(checkpoint, accelerator="cpu", overrides=["tta=flip"])
+    results = model.predict([shapes / "val2017" / picture["file_name"] for picture in pictures], threshold=0.0)
+    ours = [entry for picture, result in zip(pictures, results, strict=True) for entry in result.to_coco(picture["id"])]
+    assert ours == scored
+
+
 # --- videos and cameras
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
 from maskrcnn.models.mask_rcnn import MaskRCNN
@@ -36,7 +36,7 @@ class _View:
         return clip_boxes_to_image(flip_boxes(boxes, size[1]) if other.flipped != self.flipped else boxes, size)
 
 
-class AugmentedMaskRCNN:
+class AugmentedMaskRCNN(nn.Module):
     """Predicts as a Mask R-CNN does, from several views of each picture.
 
     A view costs as much as a prediction. The features of all views of a batch are in memory together.
@@ -48,11 +48,17 @@ class AugmentedMaskRCNN:
     """
 
     def __init__(self, *, model: MaskRCNN, flip: bool = True, scales: Sequence[float] = (1.0,)) -> None:
+        super().__init__()
         if not scales or min(scales) <= 0 or len(set(scales)) < len(scales):
             raise ValueError(f"scales must be one or more different numbers above 0, got {list(scales)}")
         self.model = model
         self.flip = flip
         self.scales = tuple(scales)
+
+    @property
+    def paste(self) -> str:
+        """How a mask is laid into the picture, see `ops.masks`."""
+        return self.model.paste
 
     @torch.no_grad()
     def predict(self, images: list[Tensor]) -> list[dict[str, Tensor]]:

@@ -20,6 +20,7 @@ from maskrcnn.errors import UserError
 from maskrcnn.export.onnx_model import OnnxModel
 from maskrcnn.loading import load_model
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.tta import AugmentedMaskRCNN
 from maskrcnn.ops.masks import masks_to_rle
 from maskrcnn.predict.result import Result
 
@@ -41,7 +42,7 @@ class Predictor:
     def __init__(
         self,
         *,
-        model: MaskRCNN | OnnxModel,
+        model: MaskRCNN | AugmentedMaskRCNN | OnnxModel,
         categories: list[dict[str, Any]],
         accelerator: str = "auto",
         devices: int | str | list[int] = 1,
@@ -173,7 +174,7 @@ def load(
         accelerator: As of Lightning's Trainer, such as "cpu" or "gpu".
         devices: Likewise, but one of them; [1] is the second GPU.
         precision: As of Lightning's Trainer; None for that of the training.
-        overrides: As on the command line, such as "model.score_thresh=0.01" or "model.input.min_size=800".
+        overrides: As on the command line, such as "model.score_thresh=0.01" or "tta=flip".
 
     Raises:
         UserError: The file holds no model, or an argument is not understood.
@@ -191,7 +192,8 @@ def build_predictor(cfg: Config) -> Predictor:
         UserError: The checkpoint does not fit the model, or there is no such device.
     """
     model, categories = load_model(cfg.ckpt, plain(cfg.model), trust=cfg.trust)
-    return Predictor(model=model, categories=categories, **build(cfg.trainer, key="trainer"))
+    augmented = build(cfg.tta, key="tta", trust=cfg.trust, model=model)
+    return Predictor(model=augmented or model, categories=categories, **build(cfg.trainer, key="trainer"))
 
 
 def to_array(image: Picture) -> np.ndarray:
