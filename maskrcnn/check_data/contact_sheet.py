@@ -1,9 +1,6 @@
 """Pictures with their annotations, and beside each what augmentation makes of it."""
 
-from pathlib import Path
-
 import cv2
-import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -12,7 +9,7 @@ from maskrcnn.data.datamodule import DetectionDataModule
 from maskrcnn.data.outline import Outline, shift
 from maskrcnn.data.sample import Sample
 from maskrcnn.data.split import Split
-from maskrcnn.evaluation.visualize import class_color, draw_instances
+from maskrcnn.evaluation.visualize import FONT, class_color, draw_instances
 
 _CELL = (320, 428)  # height, width of a picture on the sheet
 _GAP = 10
@@ -20,7 +17,6 @@ _TITLE = 26  # px, the line above a picture
 _BACKGROUND = (32, 32, 32)
 _FOREGROUND = (235, 235, 235)
 _LABELLED = 8  # instances with a label in a picture; more would hide it
-_FONT = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # knows more letters than Pillow's own
 _LONGEST_NAME = 30
 _DRAWS = 2
 
@@ -104,7 +100,7 @@ def _trace(canvas: np.ndarray, outline: Outline, name: str) -> None:
 
 
 def _titled(picture: np.ndarray, title: str) -> np.ndarray:
-    font = ImageFont.truetype(str(_FONT), size=13)
+    font = ImageFont.truetype(str(FONT), size=13)
     sheet = Image.new("RGB", (_CELL[1] + _GAP, _CELL[0] + _TITLE + _GAP), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     while draw.textlength(title, font=font) > _CELL[1] and len(title) > 1:

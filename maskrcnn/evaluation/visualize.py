@@ -5,9 +5,11 @@ from __future__ import annotations
 import colorsys
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
+import matplotlib as mpl
 import numpy as np
 import torch
 from faster_coco_eval import mask as mask_utils
@@ -27,6 +29,9 @@ _MASK_ALPHA = 0.45
 _MARGIN = 3  # px around the text of a label
 _SMALL = 0.75  # of the font, where a label finds no room in full size
 _MIN_FONT = 11  # px
+FONT = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # knows more letters than Pillow's own
+_LONGEST_NAME = 24  # characters
+_HIDDEN = 0.5  # share of a box that no label may cover
 _GAP = 8  # px between pictures
 _BACKGROUND: Color = (32, 32, 32)
 _FOREGROUND: Color = (240, 240, 240)
@@ -78,9 +83,9 @@ def draw_instances(
         rim = (width - line) // 2  # lines grow inwards
         outer = torch.from_numpy(corners + np.array([-rim, -rim, rim, rim]))
         drawn = draw_bounding_boxes(drawn, outer, colors=list(shades), width=width)
-    labels = list(names)
+    labels = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
     if scores is not None:
-        labels = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
+        labels = [f"{label} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
     return _draw_labels(_to_array(drawn), corners, labels, colors, font_size=max(14, unit // 30))
 
 
@@ -88,7 +93,7 @@ def side_by_side(
     left: np.ndarray, right: np.ndarray, *, titles: tuple[str, str] = ("prediction", "ground truth")
 ) -> np.ndarray:
     """Puts two uint8 [H, W, 3] pictures side by side, each below its title; pads the lower one."""
-    font = ImageFont.load_default(size=18)
+    font = ImageFont.truetype(FONT, 18)
     strip = 30
     height = max(left.shape[0], right.shape[0]) + strip
     width = left.shape[1] + _GAP + right.shape[1]
@@ -187,27 +192,29 @@ def _crop(rle: dict[str, Any], scale: int) -> tuple[np.ndarray, tuple[int, int]]
 def _draw_labels(
     picture: np.ndarray, corners: np.ndarray, labels: list[str], colors: list[Color], font_size: int
 ) -> np.ndarray:
-    """Writes the labels on plates in their colors, clear of each other where there is room."""
+    """Writes the labels on plates in their colors, where these hide neither each other nor an instance.
+
+    Where instances are so small and close that not each label has such a place, the first ones have theirs.
+    """
     sizes = (font_size, max(_MIN_FONT, round(font_size * _SMALL)))
-    fonts = [(ImageFont.load_default(size), size) for size in sizes]
+    fonts = [(ImageFont.truetype(FONT, size), size) for size in sizes]
     sheet = Image.fromarray(picture)
     draw = ImageDraw.Draw(sheet)
-    plates = np.zeros((len(labels), 4), dtype=int)
-    chosen = []
-    for i, (box, label) in enumerate(zip(corners, labels, strict=True)):
+    plates, count = np.zeros((len(labels), 4)), 0
+    for box, label, color in zip(corners, labels, colors, strict=True):
         for font, size in fonts:
             width = round(draw.textlength(label, font=font)) + 2 * _MARGIN
             places = _places(box, width, size + 2 * _MARGIN, sheet.size)
-            free = [place for place in places if not _overlaps(place, plates[:i])]
-            if free:
+            hidden = (_covered(plates[:count], places) > 0).any(axis=1) | (_covered(corners, places) > _HIDDEN).any(
+                axis=1
+            )
+            if not hidden.all():
+                plate = places[int(hidden.argmin())]
+                plates[count], count = plate, count + 1
+                draw.rectangle(plate, fill=color)
+                text = (plate[0] + _MARGIN, (plate[1] + plate[3]) // 2)
+                draw.text(text, label, fill=_contrast(color), font=font, anchor="lm")
                 break
-        plates[i] = (free or places)[0]
-        chosen.append(font)
-    for plate, label, color, font in reversed(list(zip(plates.tolist(), labels, colors, chosen, strict=True))):
-        draw.rectangle(plate, fill=color)
-        draw.text(
-            (plate[0] + _MARGIN, (plate[1] + plate[3]) // 2), label, fill=_contrast(color), font=font, anchor="lm"
-        )
     return np.array(sheet)
 
 
@@ -223,7 +230,9 @@ def _places(box: np.ndarray, width: int, height: int, size: tuple[int, int]) -> 
     return places
 
 
-def _overlaps(plate: _Rectangle, others: np.ndarray) -> bool:
-    """Whether a rectangle overlaps one of others [N, 4]."""
-    left, top, right, bottom = plate
-    return bool(((left < others[:, 2]) & (others[:, 0] < right) & (top < others[:, 3]) & (others[:, 1] < bottom)).any())
+def _covered(boxes: np.ndarray, plates: Sequence[_Rectangle]) -> np.ndarray:
+    """The share of each of N boxes [N, 4] that each of P plates covers, [P, N]."""
+    left, top, right, bottom = np.array(plates, dtype=float).T[..., None]
+    x1, y1, x2, y2 = boxes.T
+    width, height = np.minimum(x2, right) - np.maximum(x1, left), np.minimum(y2, bottom) - np.maximum(y1, top)
+    return width.clip(0) * height.clip(0) / ((x2 - x1) * (y2 - y1)).clip(1)

@@ -123,6 +123,26 @@ def test_labels_of_one_place_are_all_to_be_seen():
         assert (picture == class_color(name)).all(axis=2).sum() > 300
 
 
+def test_no_label_hides_an_instance():
+    """Small ones in rows, so close that there is room for few labels."""
+    places = [(x, y, x + 12, y + 12) for y in range(20, 380, 24) for x in range(20, 480, 24)]
+    picture, bare = (draw(gray_image(), *places, names=(name,) * len(places)) for name in ("cat", " "))
+    plates = (picture == class_color("cat")).all(axis=2)
+    assert plates.sum() > 1000
+    for x1, y1, x2, y2 in places:
+        assert plates[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].mean() <= 0.5
+        assert not (bare[y1:y2, x1:x2] == gray_image()[y1:y2, x1:x2]).all()
+
+
+def test_labels_have_letters_of_many_scripts_and_fit():
+    names = ("кот", "ß", "x" * 300)
+    pictures = [draw(gray_image(), (100, 150, 300, 350), names=(name,), scores=[0.5]) for name in names]
+    absent = draw(gray_image(), (100, 150, 300, 350), names=("\ufffe",), scores=[0.5])
+    assert all((picture != absent).any() for picture in pictures)
+    plate = (pictures[2] == class_color("x" * 300)).all(axis=2)[:150]
+    assert plate.any(axis=0).sum() < 350
+
+
 def test_nothing_to_draw():
     image = gray_image()
     with warnings.catch_warnings():
