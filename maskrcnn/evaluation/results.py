@@ -179,19 +179,20 @@ def remarks(
     """
     scored = set(image_ids)
     found = Counter((result["image_id"], result["category_id"]) for result in results)
-    counted = any(
-        annotation["image_id"] in scored and not annotation.get("iscrowd") and not annotation.get("ignore")
+    counted = {
+        annotation["image_id"]
         for annotation in ground_truth["annotations"]
-    )
-    without = len(scored - {image_id for image_id, _ in found})
+        if annotation["image_id"] in scored and not annotation.get("iscrowd") and not annotation.get("ignore")
+    }
+    without = len(counted - {image_id for image_id, _ in found})
     crowded = len({image_id for (image_id, _), count in found.items() if count > most})
     lines = []
     if not counted:
         lines.append("no image has an instance to find, so every AP is -1")
-    if not results:
+    elif not results:
         lines.append("no detections at all, so every instance is missed")
     elif without:
-        lines.append(f"no detections in {without} of {len(scored)} images, so their instances are missed")
+        lines.append(f"no detections in {without} of {len(counted)} images with instances, so these are missed")
     if crowded:
         where = f"{crowded} image{'s' * (crowded != 1)}"
         lines.append(f"more than {most} detections of a class in {where}: the best {most} count")

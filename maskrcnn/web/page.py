@@ -101,7 +101,8 @@ def build_page(predictor: Predictor, *, threshold: float, title: str, folder: Pa
     """
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_KEPT // 6, _KEPT)) as page:
         gr.Markdown("# Mask R-CNN")
-        gr.HTML(_line(f"{title} on {predictor.device}, {len(predictor.categories)} classes"))
+        count = len(predictor.categories)
+        gr.HTML(_line(f"{title} on {predictor.device}, {count} class{'es' * (count != 1)}"))
         seen = gr.State()
         with gr.Row():
             with gr.Column(scale=1):

@@ -94,7 +94,8 @@ def test_results_of_all_images_need_no_remark():
 
 
 def test_images_without_results_are_remarked():
-    assert remarks_on([(1, 1), (1, 2)]) == ["no detections in 2 of 3 images, so their instances are missed"]
+    assert remarks_on([(1, 1), (1, 2)]) == ["no detections in 1 of 2 images with instances, so these are missed"]
+    assert remarks_on([(1, 1), (2, 1)]) == []  # there is nothing to find in the third
 
 
 def test_no_results_are_remarked():
@@ -109,5 +110,5 @@ def test_more_results_than_count_are_remarked():
 
 @pytest.mark.parametrize("annotations", [(), ((4, {}),), ((1, {"iscrowd": 1}), (2, {"ignore": 1}))])
 def test_nothing_to_find_is_remarked(annotations):
-    found = remarks_on([(1, 1), (2, 1), (3, 1)], annotations)
-    assert found == ["no image has an instance to find, so every AP is -1"]
+    for results in ([(1, 1), (2, 1), (3, 1)], []):
+        assert remarks_on(results, annotations) == ["no image has an instance to find, so every AP is -1"]

@@ -196,7 +196,7 @@ def test_images_missing_from_the_results(root, files, tmp_path):
     results = json.loads(files["perfect"].read_text())
     left = results[0]["image_id"]
     metrics, notes, _ = with_results(root, tmp_path, [one for one in results if one["image_id"] == left])
-    assert notes == [f"note: no detections in {IMAGES - 1} of {IMAGES} images, so their instances are missed"]
+    assert notes == [f"note: no detections in {IMAGES - 1} of {IMAGES} images with instances, so these are missed"]
     assert 0 < metrics["mask"]["ar100"] < 0.7
 
 
