@@ -9,8 +9,12 @@ Example, 3 anchors and 2 boxes with thresholds 0.3 and 0.7:
     match         0         1     BELOW        low-quality matches on: anchor 1 is the best of box 1
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou
 
 BELOW = -1
@@ -95,14 +99,50 @@ class BalancedSampler:
         self.batch_size_per_image = batch_size_per_image
         self.positive_fraction = positive_fraction
 
+    @property
+    def max_positives(self) -> int:
+        """The most positives of an image; they are the first of what is drawn."""
+        return int(self.batch_size_per_image * self.positive_fraction)
+
     def __call__(self, match: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices of the drawn positives and negatives among `match` [N], the output of a Matcher."""
-        positive = torch.where(match >= 0)[0]
-        negative = torch.where(match == BELOW)[0]
-        num_positive = min(len(positive), int(self.batch_size_per_image * self.positive_fraction))
-        num_negative = min(len(negative), self.batch_size_per_image - num_positive)
-        return _draw(positive, num_positive), _draw(negative, num_negative)
+        """Draw from each image, without waiting for how many there are to draw from.
+
+        Args:
+            match: [B, N], the output of a Matcher for each image.
+
+        Returns:
+            index int64 [B, S], positives first, S = min(`batch_size_per_image`, N); and bool [B, S], False where the
+            image has no more to draw from.
+        """
+        key = torch.rand(match.shape, device=match.device)
+        best = torch.where(match >= 0, key, -1.0).topk(min(self.max_positives, match.shape[1]), dim=1)
+        # Those positives before all negatives, and the other ones, as what is neither, behind.
+        rank = torch.where(match == BELOW, key, -1.0)
+        rank.scatter_reduce_(1, best.indices, torch.where(best.values >= 0, best.values + 1, -1.0), "amax")
+        drawn = rank.topk(min(self.batch_size_per_image, match.shape[1]), dim=1)
+        return drawn.indices, drawn.values >= 0
 
 
-def _draw(candidates: Tensor, count: int) -> Tensor:
-    return candidates[torch.randperm(len(candidates), device=candidates.device)[:count]]
+def match_batch(matcher: Matcher, boxes: Sequence[Tensor], references: Sequence[Tensor]) -> Tensor:
+    """Match each image's references to its boxes, and number the boxes through the batch.
+
+    Args:
+        matcher: Matches those of an image.
+        boxes: B x [G_i, 4] ground truth.
+        references: B x [N_i, 4].
+
+    Returns:
+        int64 [B, N], N the largest N_i: the matched box from 1 on, or BELOW, or BETWEEN, which also fills up.
+    """
+    first, matches = 1, []
+    for own, reference in zip(boxes, references, strict=True):
+        match = matcher(own, reference)
+        matches.append(torch.where(match >= 0, match + first, match))
+        first += len(own)
+    return pad_sequence(matches, batch_first=True, padding_value=BETWEEN)
+
+
+def numbered(boxes: Sequence[Tensor]) -> Tensor:
+    """The boxes [1 + sum G_i, 4] that `match_batch` numbers; box 0, one pixel at the origin, stands for no match."""
+    none = F.pad(boxes[0].new_zeros(1, 2), (0, 2), value=1.0)  # it has an area, so that losses can be computed
+    return torch.cat((none, *boxes))

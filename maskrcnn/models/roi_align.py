@@ -1,16 +1,22 @@
 """RoIAlign over a feature pyramid.
 
 features  list of [B, C, H_l, W_l], finest first, with one stride each
-boxes     list of B tensors [R_i, 4] in pixels of the padded picture
+boxes     list of B tensors [R_i, 4] in pixels of the padded picture, or [R, 5] with the number of the picture first
 """
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from maskrcnn.ops.roi_align import gathered_roi_align
+from maskrcnn.ops.slots import waits
+
+# Of a box that lies beyond every picture, all round which there is nothing to read.
+_BEYOND = -1e6
 
 
 class RoIAlign:
@@ -56,15 +62,20 @@ class RoIAlign:
         return (level.clamp(finest, finest + len(strides) - 1) - finest).long()
 
     def __call__(
-        self, features: list[Tensor], boxes: list[Tensor], *, strides: Sequence[int], output_size: int
+        self, features: list[Tensor], boxes: list[Tensor] | Tensor, *, strides: Sequence[int], output_size: int
     ) -> Tensor:
-        """Maps [sum R_i, C, output_size, output_size], in the order of `boxes`."""
+        """Maps [R, C, output_size, output_size], in the order of `boxes`."""
         features, strides = features[: self.num_levels], strides[: self.num_levels]
-        flat = torch.cat(boxes)
-        image_index = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
-        rois = torch.cat((image_index, flat), dim=1)
-        levels = self.levels(flat, strides)
-        pool = gathered_roi_align if self.gather and self.sampling_ratio > 0 and flat.is_cpu else roi_align
+        rois = boxes if isinstance(boxes, Tensor) else to_rois(boxes)
+        levels = self.levels(rois[:, 1:], strides)
+        pool = self._pool_all if waits(rois) else self._pool_each
+        return pool(features, rois, levels, strides, output_size)
+
+    def _pool_each(
+        self, features: list[Tensor], rois: Tensor, levels: Tensor, strides: Sequence[int], output_size: int
+    ) -> Tensor:
+        """From each level those that belong to it, on a CPU."""
+        pool = gathered_roi_align if self.gather and self.sampling_ratio > 0 else roi_align
         rows, pooled = [], []
         for index, (feature, stride) in enumerate(zip(features, strides, strict=True)):
             # A level without boxes is pooled too: that keeps its features in the graph, which plain DDP needs.
@@ -75,3 +86,25 @@ class RoIAlign:
                 pool(feature.float(), rois[chosen], output_size, 1 / stride, self.sampling_ratio, self.aligned)
             )
         return torch.cat(pooled)[torch.cat(rows).argsort()]
+
+    def _pool_all(
+        self, features: list[Tensor], rois: Tensor, levels: Tensor, strides: Sequence[int], output_size: int
+    ) -> Tensor:
+        """From each level all of them, so that no shape depends on the boxes.
+
+        Those of other levels lie beyond the picture there: they read nothing, add exactly 0 and get no gradient, so
+        that a level costs hardly more than its own boxes.
+        """
+
+        def pooled(index: int) -> Tensor:
+            corners = torch.where((levels == index)[:, None], rois[:, 1:], _BEYOND)
+            own = torch.cat((rois[:, :1], corners), dim=1)
+            feature, scale = features[index].float(), 1 / strides[index]
+            return roi_align(feature, own, output_size, scale, self.sampling_ratio, self.aligned)
+
+        return reduce(Tensor.add_, map(pooled, range(len(features))))  # which holds two of them at a time
+
+
+def to_rois(boxes: Sequence[Tensor]) -> Tensor:
+    """Boxes B x [R_i, 4] as [R, 5], each with the number of its picture."""
+    return torch.cat([F.pad(box, (1, 0), value=float(image)) for image, box in enumerate(boxes)])

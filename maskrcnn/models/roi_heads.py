@@ -1,7 +1,8 @@
 """RoI heads: sample, refine, classify and segment the proposals (Mask R-CNN, section 3; Cascade R-CNN, section 4).
 
-B images, K classes, R sampled RoIs of the whole batch, D detections of an image, M mask resolution
-proposals    list of B [P_i, 4]
+B images, K classes, S slots for sampled RoIs of an image, R RoIs of the whole batch that the heads see (see
+`ops/slots.py`), D detections of an image, M mask resolution
+proposals    list of B [P_i, 4]; one without an area is an empty slot
 targets      list of B dicts: boxes [G, 4], labels [G], masks uint8 [G, S, S] (each cropped to its box),
              has_mask bool [G] (False where only the box is known: no mask is learnt there)
 sizes        list of B (height, width), what the boxes are cut to
@@ -11,26 +12,56 @@ mask_logits  [R, K + 1, M, M]
 detections   list of B dicts: boxes [D, 4], labels [D], scores [D], mask_probs [D, M, M]
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from maskrcnn.models.box_heads import BoxHead
 from maskrcnn.models.losses import box_regression_loss, check_coder_weights
 from maskrcnn.models.mask_heads import MaskHead
-from maskrcnn.models.matching import BELOW, BalancedSampler, Matcher
-from maskrcnn.models.roi_align import RoIAlign
+from maskrcnn.models.matching import BELOW, BETWEEN, BalancedSampler, Matcher, match_batch, numbered
+from maskrcnn.models.roi_align import RoIAlign, to_rois
 from maskrcnn.ops.boxes import decode_boxes
 from maskrcnn.ops.image_batch import ImageBatch
 from maskrcnn.ops.masks import sample_mask_targets
+from maskrcnn.ops.slots import occupied, put_back
 
-# RoIs of each image, positives first, their labels (0 for background), and what the positives match.
-_Sample = tuple[list[Tensor], list[Tensor], list[Tensor]]
+
+class _Sample(NamedTuple):
+    """What enters the losses.
+
+    Attributes:
+        rois: [B, S, 4], in the first round positives first.
+        labels: int64 [B, S], 0 for background, IGNORED where a slot is empty.
+        matches: int64 [B, S], the instance of a positive, 0 for no positive.
+    """
+
+    rois: Tensor
+    labels: Tensor
+    matches: Tensor
+
+
+class _Instances(NamedTuple):
+    """Those of the whole batch, numbered as `match_batch` does; number 0 is none.
+
+    Attributes:
+        of_image: B x [G_i, 4], the boxes of each picture.
+        boxes: [1 + sum G_i, 4].
+        labels: int64 [1 + sum G_i], that of number 0 is 0.
+    """
+
+    of_image: list[Tensor]
+    boxes: Tensor
+    labels: Tensor
+
+
+IGNORED = -1  # a label
 
 
 class RoIStage:
@@ -127,53 +158,70 @@ class RoIHeads(nn.Module):
 
         The batch may have any number of instances.
         """
+        instances = _instances(targets)
         boxes, classifier, box_reg = proposals, [], []
         samples: list[_Sample] = []
         for stage, head in self._rounds():
-            sample = _relabel(boxes, targets, stage.matcher) if samples else self._sample(boxes, targets, stage.matcher)
-            rois, labels, _ = sample
+            label_boxes = _relabel if samples else self._sample
+            sample = label_boxes(boxes, instances, stage.matcher)
+            filled = sample.labels != IGNORED
+            slot, real = occupied(filled)
+            rois = to_rois(list(sample.rois))[slot]
             pooled = self._pool(features, rois, head.resolution)
             if len(self.stages) > 1 and pooled.requires_grad:
                 pooled.register_hook(lambda gradient: gradient / len(self.stages))
             scores, deltas = head(pooled)
-            label = torch.cat(labels)
-            classifier.append(F.cross_entropy(scores, label) if len(label) else scores.sum())
-            box_reg.append(_box_loss(head, stage, deltas, sample, targets))
+            label = torch.where(real, sample.labels.flatten()[slot], IGNORED)
+            loss = F.cross_entropy(scores, label, ignore_index=IGNORED, reduction="sum")
+            classifier.append(loss / real.sum().clamp(min=1))
+            matched = instances.boxes[sample.matches.flatten()[slot]]
+            box_reg.append(_box_loss(head, stage, deltas, rois=rois[:, 1:], boxes=matched, label=label))
             samples.append(sample)
             if len(samples) < len(self.stages):
-                boxes = _refine(deltas, rois, stage, sizes)
+                refined = decode_boxes(deltas.detach(), rois[:, 1:], stage.coder_weights)
+                boxes = _clip(put_back(refined, filled), sizes)
         return {
             "loss_classifier": torch.stack(classifier).sum(),
             "loss_box_reg": torch.stack(box_reg).sum(),
-            "loss_mask": self._mask_loss(features, samples[0], targets),
+            "loss_mask": self._mask_loss(features, samples[0], instances.boxes, targets),
         }
 
     @torch.no_grad()
-    def _sample(self, proposals: list[Tensor], targets: list[dict[str, Tensor]], matcher: Matcher) -> _Sample:
+    def _sample(self, proposals: list[Tensor], instances: _Instances, matcher: Matcher) -> _Sample:
         """Of the proposals and the ground truth."""
-        candidates = [torch.cat((boxes, target["boxes"])) for boxes, target in zip(proposals, targets, strict=True)]
-        return _label(candidates, targets, matcher, self.sampler)
+        candidates = [torch.cat(both) for both in zip(proposals, instances.of_image, strict=True)]
+        boxes = pad_sequence(candidates, batch_first=True)
+        match = match_batch(matcher, instances.of_image, candidates)
+        match = torch.where(_has_area(boxes), match, BETWEEN)
+        index, filled = self.sampler(match)
+        match = torch.where(filled, match.gather(1, index), BETWEEN)
+        return _labelled(boxes.gather(1, index[..., None].expand(-1, -1, 4)), match, instances)
 
-    def _mask_loss(self, features: list[Tensor], sample: _Sample, targets: list[dict[str, Tensor]]) -> Tensor:
-        """Binary cross-entropy of the mask of the true class, over positives only (Mask R-CNN, section 3)."""
-        matches = sample[2]
-        rois, labels = ([one[: len(match)] for one, match in zip(of, matches, strict=True)] for of in sample[:2])
-        known = [target["has_mask"][match] for target, match in zip(targets, matches, strict=True)]
-        rois, label_lists, matches = (
-            [one[k] for one, k in zip(of, known, strict=True)] for of in (rois, labels, matches)
+    def _mask_loss(
+        self, features: list[Tensor], sample: _Sample, boxes: Tensor, targets: list[dict[str, Tensor]]
+    ) -> Tensor:
+        """Binary cross-entropy of the mask of the true class, over positives only (Mask R-CNN, section 3).
+
+        Args:
+            features: Of the batch.
+            sample: That of the first round.
+            boxes: [1 + sum G_i, 4], of the instances by number.
+            targets: Of each image.
+        """
+        rois, labels, matches = (of[:, : self.sampler.max_positives] for of in sample)
+        known, masks = (
+            torch.cat([targets[0][name].new_zeros(1, *targets[0][name].shape[1:]), *_all(targets, name)])
+            for name in ("has_mask", "masks")
         )
+        slot, real = occupied(known[matches])
+        rois, label, match = to_rois(list(rois))[slot], labels.flatten()[slot], matches.flatten()[slot]
         logits = self.mask_head(self._pool(features, rois, self.mask_head.resolution))
-        label = torch.cat(label_lists)
-        if not len(label):
-            return logits.float().sum() * 0
-        truth = sample_mask_targets(
-            torch.cat([target["masks"][match] for target, match in zip(targets, matches, strict=True)]),
-            boxes=torch.cat([target["boxes"][match] for target, match in zip(targets, matches, strict=True)]),
-            rois=torch.cat(rois),
-            size=logits.shape[-1],
+        chosen = logits[torch.arange(len(label), device=label.device), label.clamp(min=0)]
+        truth = sample_mask_targets(masks, boxes=boxes, rois=rois[:, 1:], size=logits.shape[-1], instances=match)
+        loss = F.binary_cross_entropy_with_logits(
+            chosen.float(), truth, weight=real[:, None, None].float(), reduction="sum"
         )
-        chosen = logits[torch.arange(len(label), device=label.device), label]
-        return F.binary_cross_entropy_with_logits(chosen.float(), truth)
+        return loss / (real.sum() * truth[:1].numel()).clamp(min=1)
 
     @torch.no_grad()
     def detect(self, features: list[Tensor], proposals: list[Tensor], batch: ImageBatch) -> list[dict[str, Tensor]]:
@@ -200,7 +248,7 @@ class RoIHeads(nn.Module):
             if len(probs) < len(self.stages):
                 rois = _refine(deltas, rois, stage, sizes)
         boxes = decode_boxes(deltas.unflatten(1, (-1, 4)), torch.cat(rois), stage.coder_weights)
-        mean = torch.stack(probs).mean(dim=0)
+        mean = torch.where(_has_area(torch.cat(proposals))[:, None], torch.stack(probs).mean(dim=0), 0)
         return [
             self._candidates(prob, box, size)
             for prob, box, size in zip(mean.split(counts), boxes.split(counts), sizes, strict=True)
@@ -218,7 +266,7 @@ class RoIHeads(nn.Module):
     def select(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
         """Which candidates of an image are its detections, best first: per-class NMS and the best of what is left."""
         keep = batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_image]
-        return keep[(boxes[keep, 2:] > boxes[keep, :2]).all(dim=1)]
+        return keep[_has_area(boxes[keep])]
 
     @torch.no_grad()
     def mask_probs(self, features: list[Tensor], boxes: list[Tensor], labels: list[Tensor]) -> list[Tensor]:
@@ -228,62 +276,75 @@ class RoIHeads(nn.Module):
         probs = logits[torch.arange(len(label), device=label.device), label].float().sigmoid()
         return list(probs.split([len(one) for one in labels]))
 
-    def _pool(self, features: list[Tensor], boxes: list[Tensor], resolution: int) -> Tensor:
+    def _pool(self, features: list[Tensor], boxes: list[Tensor] | Tensor, resolution: int) -> Tensor:
         return self.roi_align(features, boxes, strides=self.strides, output_size=resolution)
 
     def _rounds(self) -> list[tuple[RoIStage, BoxHead]]:
         return [(stage, cast(BoxHead, head)) for stage, head in zip(self.stages, self.box_heads, strict=True)]
 
 
-def _label(
-    candidates: list[Tensor],
-    targets: list[dict[str, Tensor]],
-    matcher: Matcher,
-    choose: Callable[[Tensor], tuple[Tensor, Tensor]],
-) -> _Sample:
-    """Those candidates whose match makes `choose` take them as positives or negatives."""
-    rois, labels, matches = [], [], []
-    for boxes, target in zip(candidates, targets, strict=True):
-        match = matcher(target["boxes"], boxes)
-        positive, negative = choose(match)
-        matched = match[positive]
-        rois.append(boxes[torch.cat((positive, negative))])
-        labels.append(torch.cat((target["labels"][matched], torch.zeros_like(negative))))
-        matches.append(matched)
-    return rois, labels, matches
+def _instances(targets: list[dict[str, Tensor]]) -> _Instances:
+    boxes, labels = _all(targets, "boxes"), _all(targets, "labels")
+    return _Instances(boxes, numbered(boxes), torch.cat((labels[0].new_zeros(1), *labels)))
+
+
+def _all(targets: list[dict[str, Tensor]], name: str) -> list[Tensor]:
+    return [target[name] for target in targets]
+
+
+def _labelled(rois: Tensor, match: Tensor, instances: _Instances) -> _Sample:
+    """RoIs [B, S, 4] whose match, int64 [B, S], is an instance, BELOW, or anything else for an empty slot."""
+    matches = match.clamp(min=0)
+    labels = torch.where((match > 0) | (match == BELOW), instances.labels[matches], IGNORED)
+    return _Sample(rois, labels, matches)
 
 
 @torch.no_grad()
-def _relabel(refined: list[Tensor], targets: list[dict[str, Tensor]], matcher: Matcher) -> _Sample:
-    """All refined boxes that have an area."""
-    kept = [boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)] for boxes in refined]
-    return _label(kept, targets, matcher, lambda match: (torch.where(match >= 0)[0], torch.where(match == BELOW)[0]))
+def _relabel(refined: list[Tensor], instances: _Instances, matcher: Matcher) -> _Sample:
+    """All refined boxes B x [S, 4] that have an area."""
+    boxes, match = torch.stack(refined), match_batch(matcher, instances.of_image, refined)
+    return _labelled(boxes, torch.where(_has_area(boxes), match, BETWEEN), instances)
+
+
+def _has_area(boxes: Tensor) -> Tensor:
+    """Bool [...] of boxes [..., 4]."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
 
 
 @torch.no_grad()
 def _refine(deltas: Tensor, rois: list[Tensor], stage: RoIStage, sizes: list[tuple[int, int]]) -> list[Tensor]:
     """What class-agnostic deltas [R, 4] make of the RoIs, cut to the pictures."""
-    boxes = decode_boxes(deltas, torch.cat(rois), stage.coder_weights).split([len(roi) for roi in rois])
+    return _clip(decode_boxes(deltas, torch.cat(rois), stage.coder_weights).split([len(roi) for roi in rois]), sizes)
+
+
+def _clip(boxes: Iterable[Tensor], sizes: list[tuple[int, int]]) -> list[Tensor]:
     return [clip_boxes_to_image(box, size) for box, size in zip(boxes, sizes, strict=True)]
 
 
-def _box_loss(
-    head: BoxHead, stage: RoIStage, deltas: Tensor, sample: _Sample, targets: list[dict[str, Tensor]]
-) -> Tensor:
-    """The regression loss of the positives, which keeps the graph whole where there are none."""
-    rois, labels, matches = sample
-    label = torch.cat(labels)
-    positive = torch.where(label > 0)[0]
+def _box_loss(head: BoxHead, stage: RoIStage, deltas: Tensor, *, rois: Tensor, boxes: Tensor, label: Tensor) -> Tensor:
+    """The regression loss of the positives.
+
+    Args:
+        head: Has predicted the deltas.
+        stage: Its round.
+        deltas: [R, 4] or [R, (K + 1) * 4].
+        rois: [R, 4].
+        boxes: [R, 4], those that positives match.
+        label: int64 [R], IGNORED where a RoI does not count.
+    """
+    positive = label > 0
+    row, real = occupied(positive)
     loss = box_regression_loss(
         head.box_loss,
-        _of_class(deltas, label)[positive],
-        references=torch.cat(rois)[positive],
-        boxes=torch.cat([target["boxes"][match] for target, match in zip(targets, matches, strict=True)]),
+        _of_class(deltas, label.clamp(min=0))[row],
+        references=rois[row],
+        boxes=boxes[row],
         weights=stage.coder_weights,
         beta=head.smooth_l1_beta,
+        real=real,
     )
-    count = len(label) if head.box_loss_normalizer == "sampled" else len(positive)
-    return loss / max(count, 1) + deltas.sum() * 0
+    count = (label != IGNORED if head.box_loss_normalizer == "sampled" else positive).sum()
+    return loss / count.clamp(min=1)
 
 
 def _of_class(deltas: Tensor, labels: Tensor) -> Tensor:

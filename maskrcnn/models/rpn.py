@@ -5,7 +5,8 @@ features    list of L [B, C, H_l, W_l]
 objectness  logits, per level [B, H_l * W_l * A]
 deltas      per level [B, H_l * W_l * A, 4]
 anchors     per level [H_l * W_l * A, 4]
-proposals   list of B [P_i, 4], P_i <= post_nms_top_n
+proposals   list of B [P_i, 4], P_i <= post_nms_top_n; on an accelerator P_i is fixed, and slots that are left over hold
+            boxes without an area
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import clip_boxes_to_image
 
 from maskrcnn.models.anchors import AnchorGenerator
 from maskrcnn.models.losses import (
@@ -24,10 +25,12 @@ from maskrcnn.models.losses import (
     check_box_loss,
     check_coder_weights,
 )
-from maskrcnn.models.matching import BalancedSampler, Matcher
+from maskrcnn.models.matching import BalancedSampler, Matcher, match_batch, numbered
 from maskrcnn.ops.boxes import decode_boxes
 from maskrcnn.ops.cells import to_cells
 from maskrcnn.ops.image_batch import ImageBatch
+from maskrcnn.ops.nms import suppress
+from maskrcnn.ops.slots import occupied, trimmed
 
 
 class RPN(nn.Module):
@@ -129,54 +132,47 @@ class RPN(nn.Module):
     def _propose(
         self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: list[tuple[int, int]]
     ) -> list[Tensor]:
-        boxes, scores, levels = [], [], []
-        for level, (logits, delta, anchor) in enumerate(zip(objectness, deltas, anchors, strict=True)):
-            count = min(self.pre_nms_top_n[self.training], logits.shape[1])
-            best, index = logits.float().topk(count, dim=1)
+        limit, boxes, scores = self.pre_nms_top_n[self.training], [], []
+        slots = min(limit, max(logits.shape[1] for logits in objectness))
+        for logits, delta, anchor in zip(objectness, deltas, anchors, strict=True):
+            best, index = logits.float().topk(min(limit, logits.shape[1]), dim=1)
             chosen = delta.gather(1, index[..., None].expand(-1, -1, 4))
-            boxes.append(
-                decode_boxes(chosen.flatten(0, 1), anchor[index].flatten(0, 1), self.coder_weights).view_as(chosen)
-            )
-            scores.append(best)
-            levels.append(torch.full_like(index, level))
-        proposals = []
-        for box, score, level_index, size in zip(
-            torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1), sizes, strict=True
-        ):
-            box = clip_boxes_to_image(box, size)
-            keep = remove_small_boxes(box, self.min_size)
-            box, score, level_index = box[keep], score[keep], level_index[keep]
-            keep = batched_nms(box, score, level_index, self.nms_thresh)[: self.post_nms_top_n[self.training]]
-            proposals.append(box[keep])
-        return proposals
+            box = decode_boxes(chosen.flatten(0, 1), anchor[index].flatten(0, 1), self.coder_weights).view_as(chosen)
+            box = torch.stack([clip_boxes_to_image(one, size) for one, size in zip(box, sizes, strict=True)])
+            large = (box[..., 2:] - box[..., :2] >= self.min_size).all(dim=-1)
+            empty = slots - best.shape[1]  # a level may have fewer anchors
+            boxes.append(F.pad(box, (0, 0, 0, empty)))
+            scores.append(F.pad(torch.where(large, best, -torch.inf), (0, empty), value=-torch.inf))
+        groups, ranks = (torch.stack(levels, dim=1).flatten(0, 1) for levels in (boxes, scores))  # [B * L, slots, ...]
+        kept = suppress(groups, ranks, self.nms_thresh)
+        ranks = torch.where(kept, ranks, -torch.inf).view(len(sizes), -1)
+        best, index = ranks.topk(min(self.post_nms_top_n[self.training], ranks.shape[1]), dim=1)
+        chosen = groups.view(len(sizes), -1, 4).gather(1, index[..., None].expand(-1, -1, 4))
+        return trimmed(chosen, best > -torch.inf)
 
     def _losses(self, features: list[Tensor], anchors: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        positives, negatives, boxes = [], [], []
-        for target in targets:
-            match = self.matcher(target["boxes"], anchors)
-            positive, negative = self.sampler(match)
-            positives.append(positive)
-            negatives.append(negative)
-            boxes.append(target["boxes"][match[positive]])
-        positive = torch.cat(positives)
-        count = len(positive)
-        images = torch.cat([torch.full_like(one, i) for of in (positives, negatives) for i, one in enumerate(of)])
-        logits, deltas = self._predict_at(features, torch.cat((positive, *negatives)), images)
-        label = torch.zeros_like(logits, dtype=torch.float32)
-        label[:count] = 1
+        boxes = [target["boxes"] for target in targets]
+        match = match_batch(self.matcher, boxes, [anchors] * len(boxes))
+        index, filled = self.sampler(match)
+        slot, real = occupied(filled)
+        images, anchor, match = slot // index.shape[1], index.flatten()[slot], match.gather(1, index).flatten()[slot]
+        logits, deltas = self._predict_at(features, anchor, images)
+        positive = real & (match > 0)
+        objectness = F.binary_cross_entropy_with_logits(
+            logits.float(), positive.float(), weight=real.float(), reduction="sum"
+        )
+        row, regressed = occupied(positive)
         box_loss = box_regression_loss(
             self.box_loss,
-            deltas[:count],
-            references=anchors[positive],
-            boxes=torch.cat(boxes),
+            deltas[row],
+            references=anchors[anchor[row]],
+            boxes=numbered(boxes)[match[row].clamp(min=0)],
             weights=self.coder_weights,
             beta=self.smooth_l1_beta,
+            real=regressed,
         )
-        box_loss = box_loss + deltas.float().sum() * 0  # keeps the graph whole in a batch without instances
-        return {
-            "loss_objectness": F.binary_cross_entropy_with_logits(logits.float(), label),
-            "loss_rpn_box_reg": box_loss / (len(label) if self.box_loss_normalizer == "sampled" else max(count, 1)),
-        }
+        count = (real if self.box_loss_normalizer == "sampled" else positive).sum().clamp(min=1)
+        return {"loss_objectness": objectness / real.sum().clamp(min=1), "loss_rpn_box_reg": box_loss / count}
 
     def _predict_at(self, features: list[Tensor], anchors: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Objectness [S] and deltas [S, 4] of some anchors, from the cells around each and no others.

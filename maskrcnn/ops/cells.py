@@ -23,6 +23,8 @@ class Cells(NamedTuple):
 def to_cells(features: list[Tensor]) -> Cells:
     """The cells of `features`, through which gradients reach all of them."""
     rows = torch.cat([feature.permute(0, 2, 3, 1).flatten(0, 2) for feature in features])
-    shapes = torch.tensor([feature.shape[-2:] for feature in features], device=rows.device)
+    # Filled in on the device: a copy from the host would make that wait.
+    shapes = torch.stack([rows.new_full((), side, dtype=torch.int64) for x in features for side in x.shape[-2:]])
+    shapes = shapes.view(-1, 2)
     counts = len(features[0]) * shapes.prod(dim=1)
     return Cells(rows, shapes, counts.cumsum(dim=0) - counts)

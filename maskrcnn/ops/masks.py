@@ -19,23 +19,28 @@ RLE = dict[str, Any]
 Patch = tuple[Tensor, tuple[int, int]]  # pixels [h, w] and the (top, left) where they belong
 
 
-def sample_mask_targets(crops: Tensor, *, boxes: Tensor, rois: Tensor, size: int) -> Tensor:
-    """What instance i looks like inside RoI i, at size x size (Mask R-CNN, section 3).
+def sample_mask_targets(
+    crops: Tensor, *, boxes: Tensor, rois: Tensor, size: int, instances: Tensor | None = None
+) -> Tensor:
+    """What an instance looks like inside each RoI, at size x size (Mask R-CNN, section 3).
 
     Args:
         crops: uint8 [N, S, S].
         boxes: [N, 4], the box that each crop fills.
-        rois: [N, 4], in the same pixels.
+        rois: [R, 4], in the same pixels.
         size: Side of the result.
+        instances: int64 [R], which one is seen in each RoI; by default instance i in RoI i.
 
     Returns:
-        float32 [N, size, size] in 0..1, 0 where the RoI reaches beyond the box.
+        float32 [R, size, size] in 0..1, 0 where the RoI reaches beyond the box.
     """
     side = crops.shape[-1]
+    if instances is None:
+        instances = torch.arange(len(crops), device=crops.device)
+    boxes = boxes[instances]
     origin = boxes[:, :2].repeat(1, 2)
     scale = side / (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-    index = torch.arange(len(crops), device=crops.device, dtype=torch.float32)[:, None]
-    rois_in_crop = torch.cat((index, (rois.float() - origin) * scale), dim=1)
+    rois_in_crop = torch.cat((instances[:, None].float(), (rois.float() - origin) * scale), dim=1)
     return roi_align(crops[:, None].float() / 255, rois_in_crop, size, aligned=True)[:, 0]
 
 

@@ -42,14 +42,17 @@ class Stub(nn.Module):
 
 
 def stub_cascade(scores: list[list[float]], deltas: list[list[float]], **settings: Any) -> tuple[RoIHeads, list[Any]]:
-    """A cascade of stubs, and what it pools: (resolution, boxes) of each call."""
+    """A cascade of stubs, and what it pools: (resolution, boxes of each picture) of each call."""
     heads = make_heads(stages=STAGES, class_agnostic=True, **settings)
     heads.box_heads = nn.ModuleList(Stub(s, d) for s, d in zip(scores, deltas, strict=True))
     pooled = []
     pool = heads.roi_align
 
-    def recording(features: Any, boxes: list[Tensor], **arguments: Any) -> Tensor:
-        pooled.append((arguments["output_size"], boxes))
+    def recording(features: Any, boxes: list[Tensor] | Tensor, **arguments: Any) -> Tensor:
+        apart = boxes
+        if isinstance(boxes, Tensor):
+            apart = [boxes[boxes[:, 0] == image, 1:] for image in range(len(features[0]))]
+        pooled.append((arguments["output_size"], apart))
         return pool(features, boxes, **arguments)
 
     heads.roi_align = recording  # type: ignore[assignment]

@@ -126,12 +126,15 @@ def test_sampler_counts(positives: int, negatives: int, expected: tuple[int, int
     match = torch.cat((torch.arange(positives), torch.full((negatives,), BELOW), torch.full((30,), BETWEEN)))
     match = match[torch.randperm(len(match), generator=torch.Generator().manual_seed(0))]
     sampler = BalancedSampler(batch_size_per_image=64, positive_fraction=0.25)
-    positive, negative = sampler(match)
-    assert (len(positive), len(negative)) == expected
-    assert (match[positive] >= 0).all()
-    assert (match[negative] == BELOW).all()
-    assert len(positive.unique()) == len(positive)
-    assert len(negative.unique()) == len(negative)
+    other = torch.full_like(match, BETWEEN)  # a picture with nothing to draw
+    (index, _), (filled, nothing) = sampler(torch.stack((match, other)))
+    assert not nothing.any()
+    index = index[filled]
+    drawn = match[index]
+    assert ((drawn >= 0).sum(), (drawn == BELOW).sum()) == expected
+    assert (drawn >= 0).tolist() == [True] * expected[0] + [False] * expected[1]  # positives first
+    assert filled.tolist() == [True] * len(index) + [False] * (len(filled) - len(index))
+    assert len(index.unique()) == len(index) == sum(expected)
 
 
 def test_sampler_draws_evenly_and_anew() -> None:
@@ -140,8 +143,8 @@ def test_sampler_draws_evenly_and_anew() -> None:
     sampler = BalancedSampler(batch_size_per_image=20, positive_fraction=0.5)
     drawn = torch.zeros(80)
     for _ in range(400):
-        for index in sampler(match):
-            drawn[index] += 1
+        index, filled = sampler(match[None])
+        drawn[index[filled]] += 1
     # Each of the 80 is drawn with probability 1/4: 100 times, standard deviation 8.7.
     assert drawn.sum() == 400 * 20
     assert drawn.min() > 60

@@ -12,7 +12,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 
 from maskrcnn.models.matching import BalancedSampler, Matcher
 from maskrcnn.models.roi_align import RoIAlign
-from maskrcnn.models.roi_heads import BoxHead, MaskHead, RoIHeads, RoISettings, RoIStage
+from maskrcnn.models.roi_heads import BoxHead, MaskHead, RoIHeads, RoISettings, RoIStage, _instances
 from maskrcnn.ops.boxes import decode_boxes, encode_boxes
 from maskrcnn.ops.image_batch import ImageBatch
 
@@ -260,15 +260,14 @@ def test_sampled_rois_are_labelled_by_their_box_positives_first() -> None:
     target = {"boxes": boxes, "labels": torch.tensor([3, 1])}
     empty = {"boxes": boxes[:0], "labels": torch.zeros(0).long()}
     background = torch.tensor([[0.0, 40, 20, 60]]) + torch.arange(20)[:, None]
-    rois, labels, matches = heads._sample([background, background], [target, empty], Matcher())
-    assert [len(r) for r in rois] == [8, 8]
+    rois, labels, matches = heads._sample([background, background], _instances([target, empty]), Matcher())
+    assert rois.shape == (2, 8, 4)
     # Nothing but the two boxes themselves is positive, and they fill the quarter.
-    assert sorted(matches[0].tolist()) == [0, 1]
-    assert torch.equal(rois[0][:2], boxes[matches[0]])
-    assert torch.equal(labels[0][:2], target["labels"][matches[0]])
-    assert labels[0][2:].tolist() == [0] * 6
-    assert labels[1].tolist() == [0] * 8
-    assert matches[1].tolist() == []
+    assert sorted(matches[0][:2].tolist()) == [1, 2]
+    assert torch.equal(rois[0][:2], boxes[matches[0][:2] - 1])
+    assert torch.equal(labels[0][:2], target["labels"][matches[0][:2] - 1])
+    assert labels[0][2:].tolist() == matches[0][2:].tolist() == [0] * 6
+    assert labels[1].tolist() == matches[1].tolist() == [0] * 8
 
 
 def test_detections_are_thresholded_suppressed_per_class_and_sorted() -> None:
