@@ -46,15 +46,14 @@ def suppress_in_rounds(boxes: Tensor, scores: Tensor, iou_thresh: float) -> Tens
     present = scores.gather(1, order) > -torch.inf
     ranked = boxes.gather(1, order[..., None].expand_as(boxes))
     groups, count = scores.shape
-    overlaps = boxes.new_empty(groups, count, count, dtype=torch.float16)  # 1 where row i suppresses column j
+    overlapped = boxes.new_empty(groups, count, count, dtype=torch.bool)  # box i by the better box j
     size = max(1, _CHUNK_PAIRS // max(1, count**2))
-    for part, chunk in zip(overlaps.split(size), ranked.split(size), strict=True):
-        part.copy_((box_iou(chunk, chunk) > iou_thresh).triu_(1))
+    for part, chunk in zip(overlapped.split(size), ranked.split(size), strict=True):
+        part.copy_((box_iou(chunk, chunk) > iou_thresh).tril_(-1))
     left = present
-    with torch.autocast(boxes.device.type, enabled=False):
-        while True:
-            for _ in range(_ROUNDS):
-                before = left
-                left = present & (torch.bmm(before[:, None].to(overlaps.dtype), overlaps)[:, 0] == 0)
-            if torch.equal(before, left):
-                return torch.zeros_like(left).scatter(1, order, left)
+    while True:
+        for _ in range(_ROUNDS):
+            before = left
+            left = present & ~(overlapped & before[:, None]).any(dim=2)
+        if torch.equal(before, left):
+            return torch.zeros_like(left).scatter(1, order, left)

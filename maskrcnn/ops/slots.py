@@ -8,7 +8,6 @@ On a CPU there is nothing to wait for: empty slots are left out, here and nowher
 import torch
 from torch import Tensor
 
-
 _WITHOUT_WAITING = ("cpu",)  # device types
 
 
