@@ -17,6 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.config import build, config_folder
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.ops import slots
 
 TINY = (
     "model/backbone=resnet18",
@@ -48,6 +49,12 @@ def _tidied_up(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def _one_thread(request: pytest.FixtureRequest) -> None:
     """Two processes run the tests, on tensors so small that threads would only wait for each other."""
     torch.set_num_threads(THREADS if request.node.get_closest_marker("slow") else 1)
+
+
+@pytest.fixture
+def as_on_accelerator(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From the call on, compute as where the host would have to wait for shapes that depend on numbers."""
+    return lambda: monkeypatch.setattr(slots, "_WITHOUT_WAITING", ())
 
 
 @pytest.fixture(scope="session")

@@ -292,3 +292,25 @@ def test_an_unknown_normalizer_is_refused() -> None:
 def test_invalid_coder_weights_are_refused(weights: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="coder_weights must be four positive numbers"):
         check_coder_weights(weights)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_that_are_not_real_have_no_loss_and_no_gradient(name: BoxLossName) -> None:
+    """Though what stands in them is nothing that a loss could be computed of."""
+    predicted, boxes = random_pairs(6)
+    references = predicted + torch.tensor([-3.0, -1, 2, 4])
+    deltas = encode_boxes(predicted, references, WEIGHTS)
+    real = torch.tensor([True, False, True, False, False, True])
+    references[1], boxes[3], deltas[4] = 0.0, 0.0, torch.nan
+    found, expected = deltas.clone().requires_grad_(), deltas[real].requires_grad_()
+    losses = [
+        box_regression_loss(name, found, references=references, boxes=boxes, weights=WEIGHTS, beta=1 / 9, real=real),
+        box_regression_loss(
+            name, expected, references=references[real], boxes=boxes[real], weights=WEIGHTS, beta=1 / 9
+        ),
+    ]
+    sum(losses).backward()
+    torch.testing.assert_close(losses[0], losses[1])
+    assert found.grad is not None
+    assert torch.equal(found.grad[real], expected.grad)
+    assert not found.grad[~real].any()

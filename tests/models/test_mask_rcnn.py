@@ -182,6 +182,65 @@ def test_losses_and_gradients_equal_torchvision(
         assert (gradient - gradients[name]).abs().max() <= 1e-4 * scale, name
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        ((5, 0, 2),),
+        ((0, 0, 0),),
+        ((5, 0, 2), "model/roi=cascade"),
+        ((0, 0, 0), "model/roi=cascade"),
+        (
+            (5, 0, 2),
+            "model.box_head.class_agnostic=false",
+            "model.rpn.box_loss=smooth_l1",
+            "model.box_head.box_loss=l1",
+        ),
+        ((5, 0, 2), "model.rpn.box_loss_normalizer=sampled", "model.box_head.box_loss_normalizer=sampled"),
+    ],
+    ids=["recipe", "recipe_empty", "cascade", "cascade_empty", "per_class", "sampled"],
+)
+def test_losses_and_gradients_do_not_depend_on_empty_slots(
+    make_tiny_model: Factory,
+    make_images: Factory,
+    make_targets: Factory,
+    as_on_accelerator: Callable[[], None],
+    case: tuple[Any, ...],
+) -> None:
+    """All of which an accelerator computes: everything is sampled, and no draw can differ."""
+    counts, *overrides = case
+    sampled = [f"model.{part}.sampler.batch_size_per_image={EVERYTHING}" for part in ("rpn", "roi")]
+    model = make_tiny_model(*sampled, *overrides, "model.roi_align.gather=false")
+    sizes = [*SIZES, (64, 64)]
+    batch, targets, found = make_batch(make_images(sizes)), make_targets(sizes, counts), []
+    if any(counts):
+        targets[0]["has_mask"][1] = False
+    with torch.no_grad():  # boxes of their own, so that proposals overlap and some leave the picture
+        model.rpn.objectness.weight.mul_(30)
+        model.rpn.deltas.weight.mul_(30)
+    for _ in range(2):
+        losses = model.eval()(batch, targets)
+        sum(losses.values()).backward()
+        found.append((losses, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}))
+        model.zero_grad()
+        as_on_accelerator()
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-7)
+    for name, gradient in found[0][1].items():
+        scale = gradient.abs().max() + 1e-8
+        assert (found[1][1][name] - gradient).abs().max() <= 1e-4 * scale, name
+
+
+def test_detections_do_not_depend_on_empty_slots(
+    make_tiny_model: Factory, make_images: Factory, as_on_accelerator: Callable[[], None]
+) -> None:
+    overrides = ("model.min_box_size=0", "model.rpn.min_size=20", "model.rpn.pre_nms_top_n_test=8")
+    model = make_tiny_model("model.score_thresh=0.0", "model.roi_align.gather=false", *overrides).eval()
+    batch = make_batch(make_images(SIZES))
+    assert max(len(boxes) for boxes in model.rpn(model.features(batch), batch)[0]) < 5 * 8
+    found = model.predict(make_images(SIZES))
+    as_on_accelerator()
+    torch.testing.assert_close(model.predict(make_images(SIZES)), found)
+
+
 @pytest.fixture(scope="module")
 def tiny(make_tiny_model: Factory) -> MaskRCNN:
     model: MaskRCNN = make_tiny_model()

@@ -1,4 +1,5 @@
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops import roi_align as torchvision_roi_align
 from torchvision.ops.poolers import initLevelMapper
 
-from maskrcnn.models.roi_align import RoIAlign
+from maskrcnn.models.roi_align import RoIAlign, to_rois
 
 STRIDES = (4, 8, 16, 32, 64)
 SIZE = (256, 384)
@@ -87,6 +88,34 @@ def test_gathering_pools_the_same_and_sends_back_the_same(aligned: bool, samplin
         (found * torch.linspace(-1, 1, found.numel()).view_as(found)).sum().backward()
         results.append((found.detach(), [f.grad for f in features[:4]]))
     torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("aligned", "sampling_ratio"), [(False, 2), (True, 2), (False, 0), (True, 0)])
+def test_pooling_as_on_an_accelerator_is_exact(
+    as_on_accelerator: Callable[[], None], aligned: bool, sampling_ratio: int
+) -> None:
+    """Where each level pools all boxes, most of them beyond the picture."""
+    boxes, results = [random_boxes(40, 1), random_boxes(30, 2)], []
+    for _ in range(2):
+        features = [f.requires_grad_() for f in make_features()]
+        align = RoIAlign(aligned=aligned, sampling_ratio=sampling_ratio)
+        found = align(features, boxes, strides=STRIDES, output_size=7)
+        (found * torch.linspace(-1, 1, found.numel()).view_as(found)).sum().backward()
+        results.append((found.detach(), [f.grad for f in features[:4]]))
+        as_on_accelerator()
+    (found, gradients), (again, gradients_again) = results
+    assert torch.equal(found, again)
+    torch.testing.assert_close(gradients, gradients_again)
+    assert all(gradient is not None for gradient in gradients)
+
+
+def test_boxes_may_carry_the_number_of_their_picture() -> None:
+    features, boxes = make_features(), [random_boxes(4, 1), random_boxes(3, 2)]
+    rois = to_rois(boxes)
+    assert rois[:, 0].tolist() == [0] * 4 + [1] * 3
+    order = torch.tensor([6, 0, 5, 1, 4, 2, 3])
+    found = RoIAlign()(features, rois[order], strides=STRIDES, output_size=7)
+    assert torch.equal(found, RoIAlign()(features, boxes, strides=STRIDES, output_size=7)[order])
 
 
 def test_rows_keep_the_order_of_the_boxes() -> None:
