@@ -23,6 +23,7 @@ from maskrcnn.data.shapes import ShapesDrawing
 from maskrcnn.data.split import Split
 from maskrcnn.data.workers import start_worker, worker_context
 from maskrcnn.errors import UserError
+from maskrcnn.ops.boxes import check_boxes
 
 log = logging.getLogger(__name__)
 
@@ -224,6 +225,13 @@ class DetectionDataModule(LightningDataModule):
             collate_fn=collate_evaluation,
             **self._loader_options,
         )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Refuse training boxes without a size while they are on the host; on a GPU nobody looks at them."""
+        assert self.trainer
+        if self.trainer.training:
+            check_boxes([target["boxes"] for target in batch[1]])
+        return batch
 
     def files(self, split: str) -> Files:
         """Annotation file and picture folder of "train", "val" or "test"."""

@@ -20,7 +20,7 @@ from maskrcnn.models.input import ModelInput
 from maskrcnn.models.roi_align import RoIAlign
 from maskrcnn.models.roi_heads import BoxHead, MaskHead, RoIHeads, RoISettings
 from maskrcnn.models.rpn import RPN
-from maskrcnn.ops.boxes import scale_boxes
+from maskrcnn.ops.boxes import check_boxes, scale_boxes
 from maskrcnn.ops.image_batch import ImageBatch
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
@@ -138,9 +138,9 @@ class MaskRCNN(nn.Module):
 
         Raises:
             ValueError: A target box has no positive width and height; on an accelerator nobody looks, see
-                `check_targets`.
+                `check_boxes`.
         """
-        check_targets(targets)
+        check_boxes([target["boxes"] for target in targets])
         features = self.features(self.input(batch))
         proposals, losses = self.rpn(features, batch, targets)
         losses |= self.roi_heads.losses(features, proposals, targets, batch.sizes)
@@ -161,21 +161,3 @@ class MaskRCNN(nn.Module):
     def features(self, batch: ImageBatch) -> list[Tensor]:
         """p2..p6 of normalised pixels."""
         return self.neck(self.backbone(batch.pixels))
-
-
-def check_targets(targets: list[dict[str, Tensor]]) -> None:
-    """Boxes without a size make the loss NaN many steps before anyone sees it.
-
-    To look at them on an accelerator would make the host wait: what is there is taken as checked before.
-
-    Raises:
-        ValueError: A target box on the host has no positive width and height.
-    """
-    for index, target in enumerate(targets):
-        boxes = target["boxes"]
-        if not boxes.is_cpu:
-            continue
-        bad = ~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        if bad.any():
-            box = boxes[bad][0].tolist()
-            raise ValueError(f"invalid box {box} for target at index {index}: width and height must be positive")

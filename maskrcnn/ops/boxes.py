@@ -67,3 +67,21 @@ def flip_boxes(boxes: Tensor, width: int) -> Tensor:
     """Boxes [N, 4] of a picture so wide on its mirror image."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack((width - x2, y1, width - x1, y2), dim=-1)
+
+
+def check_boxes(boxes: Sequence[Tensor]) -> None:
+    """Refuse boxes without a size, which make the loss NaN many steps before anyone sees it.
+
+    On an accelerator the host would have to wait for them: those are taken as checked before they went there.
+
+    Args:
+        boxes: [G_i, 4] of each picture.
+
+    Raises:
+        ValueError: One has no positive width and height.
+    """
+    for index, own in enumerate(boxes):
+        good = (own[:, 2:] > own[:, :2]).all(dim=1)
+        if own.is_cpu and not good.all():
+            box = own[~good][0].tolist()
+            raise ValueError(f"invalid box {box} for target at index {index}: width and height must be positive")

@@ -16,7 +16,7 @@ from maskrcnn.errors import UserError
 from maskrcnn.evaluation.coco import CocoMetric
 from maskrcnn.evaluation.results import to_results
 from maskrcnn.export.onnx_model import OnnxModel
-from maskrcnn.models.mask_rcnn import MaskRCNN, check_targets
+from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.tta import AugmentedMaskRCNN
 from maskrcnn.models.weights import CHECKPOINT_KEY
 from maskrcnn.ops.image_batch import ImageBatch
@@ -93,12 +93,6 @@ class MaskRCNNModule(LightningModule):
         """Seed what the step draws, such as the sampled anchors, so that a resumed run draws the same."""
         source = (self._seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(source).generate_state(1, np.uint64)[0]))
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Check the boxes while they are on the host."""
-        if self.trainer.training:
-            check_targets(batch[1])
-        return batch
 
     def training_step(self, batch: tuple[ImageBatch, list[dict[str, Tensor]]], _: int) -> dict[str, Tensor]:
         """The sum of the losses as `loss`, and each of them."""

@@ -208,6 +208,19 @@ def test_evaluation_batches_are_dealt_whole_and_none_twice(shapes, world_size):
     assert len(shapes().val_image_ids) == len(set(shapes().val_image_ids)) == 11
 
 
+def test_training_boxes_without_a_size_are_refused_on_the_host(shapes):
+    data = shapes()
+    pixels, targets = next(iter(data.train_dataloader()))
+    data.trainer.training = True
+    assert data.on_before_batch_transfer((pixels, targets), 0)[1] is targets
+    targets[1]["boxes"] = torch.tensor([[5.0, 5, 9, 5]])
+    with pytest.raises(ValueError, match=r"invalid box \[5.0, 5.0, 9.0, 5.0\] for target at index 1"):
+        data.on_before_batch_transfer((pixels, targets), 0)
+    data.trainer.training = False
+    batch = next(iter(data.val_dataloader()))
+    assert data.on_before_batch_transfer(batch, 0) is batch
+
+
 def test_evaluation_sees_whole_pictures(shapes):
     data = shapes()
     for images, image_ids in data.val_dataloader():

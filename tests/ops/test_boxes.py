@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.transform import resize_boxes
 
-from maskrcnn.ops.boxes import decode_boxes, encode_boxes, flip_boxes, scale_boxes
+from maskrcnn.ops.boxes import check_boxes, decode_boxes, encode_boxes, flip_boxes, scale_boxes
 
 WEIGHTS = [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0), (1.0, 2.0, 3.0, 4.0)]
 
@@ -100,3 +100,13 @@ def test_flipping_by_hand() -> None:
     box = torch.tensor([[10.0, 5, 40, 25]])
     assert flip_boxes(box, 100).tolist() == [[60, 5, 90, 25]]
     assert torch.equal(flip_boxes(flip_boxes(box, 100), 100), box)
+
+
+@pytest.mark.parametrize("box", [[5.0, 5.0, 9.0, 5.0], [5.0, 5.0, 4.0, 9.0], [5.0, 5.0, float("nan"), 9.0]])
+def test_boxes_without_a_size_are_refused_on_the_host(box: list[float]) -> None:
+    boxes = [torch.zeros(0, 4), torch.tensor([[5.0, 5.0, 9.0, 9.0], box])]
+    with pytest.raises(ValueError, match=r"invalid box .* for target at index 1") as caught:
+        check_boxes(boxes)
+    assert str(box) in str(caught.value)
+    check_boxes(boxes[:1])
+    check_boxes([one.to("meta") for one in boxes])  # where to look would mean to wait

@@ -2,7 +2,6 @@
 
 import io
 from functools import partial
-from unittest import mock
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader
 
 from maskrcnn.evaluation.coco import METRICS
-from maskrcnn.models.mask_rcnn import LOSSES, check_targets
+from maskrcnn.models.mask_rcnn import LOSSES
 from maskrcnn.ops.image_batch import ImageBatch
 from maskrcnn.training.module import MaskRCNNModule
 from maskrcnn.training.optimizers import sgd
@@ -140,17 +139,3 @@ def test_detections_of_unknown_categories_are_dropped(module, ground_truth):
         one.validation_step((IMAGES, [1, 2]), 0)
         one.metric.compute()
         assert {result["category_id"] for result in one.metric.results} == known
-
-
-def test_boxes_are_checked_on_the_host(module):
-    """On a GPU the model itself does not look at them, see `check_targets`."""
-    target = {"boxes": torch.tensor([[5.0, 5, 9, 9], [5.0, 5, 9, 5]])}
-    batch = (ImageBatch(torch.stack(IMAGES), [(64, 64)] * 2), [target] * 2)
-    check_targets([{"boxes": target["boxes"].to("meta")}])
-    with mock.patch.object(MaskRCNNModule, "trainer", mock.Mock(training=True)):
-        with pytest.raises(ValueError, match=r"invalid box \[5.0, 5.0, 9.0, 5.0\] for target at index 0"):
-            module.on_before_batch_transfer(batch, 0)
-        target["boxes"][1, 3] = 6
-        assert module.on_before_batch_transfer(batch, 0) is batch
-    with mock.patch.object(MaskRCNNModule, "trainer", mock.Mock(training=False)):  # pictures and their ids
-        assert module.on_before_batch_transfer((IMAGES, [1, 2]), 0) == (IMAGES, [1, 2])
