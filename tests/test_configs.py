@@ -154,6 +154,7 @@ INTENDED["model/torchvision_v2"] = INTENDED["model/torchvision"] | {
 INTENDED["model/original"] = INTENDED["model/mask_rcnn"] | {
     "input.resize": "opencv",
     "input.size_divisor": 64,
+    "input.letterbox": [123, 116, 103],
     "anchors.ratios": [2.0, 1.0, 0.5],
     "anchors.offset": 0.5,
     "anchors.round": False,

@@ -128,7 +128,13 @@ def test_the_file_says_all_that_another_program_needs(exported, checkpoint, shap
         (7, "ring"),
         (9, "cross"),
     ]
-    assert about["input"] == {"min_size": 64, "max_size": 128, "resize": "torchvision", "size_divisor": 32}
+    assert about["input"] == {
+        "min_size": 64,
+        "max_size": 128,
+        "resize": "torchvision",
+        "size_divisor": 32,
+        "letterbox": None,
+    }
     assert about["normalization"]["channel_order"] == "rgb"
     np.testing.assert_allclose(about["normalization"]["mean"], [0.485, 0.456, 0.406], rtol=1e-6)
     np.testing.assert_allclose(about["normalization"]["std"], [0.229, 0.224, 0.225], rtol=1e-6)
@@ -227,6 +233,7 @@ def written(model, path, **chosen):
     [
         ("model.box_head.class_agnostic=false",),
         ("model/roi=cascade",),
+        ("model.input.letterbox=[123,116,103]", "model.input.resize=opencv", "model.mask_head.paste=original"),
         ("model/neck=panet", "model.mask_head.norm=gn", "model.roi_align.sampling_ratio=0", "model.input.resize=pil"),
         ("model/neck=bifpn", "model.anchors.strides=null", "model.roi_align.aligned=true"),
     ],

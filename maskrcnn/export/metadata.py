@@ -17,7 +17,9 @@ INTERFACE = (
     "images: float32 [batch, 3, height, width], RGB in 0..255. Resize each picture by `input` (short side min_size, "
     "long side at most max_size), put it into the top left of a canvas whose sides are multiples of size_divisor; "
     "the rest may hold anything. A torch.export program wants sides above 64. "
-    "sizes: int64 [batch, 2], height and width of each resized picture. "
+    "sizes: int64 [batch, 2], height and width of each resized picture. With `letterbox`, first put the resized "
+    "picture into the top left of a square of that RGB colour, whose side is the next multiple of size_divisor: it "
+    "counts as the resized picture, and boxes may reach beyond the picture in it. "
     "boxes: float32 [detections, 4], x1 y1 x2 y2 in pixels of the resized picture, of all pictures in their order, "
     "best first. labels: int64 [detections], 1 for the first of `categories`. scores: float32 [detections]. "
     "mask_probs: float32 [detections, M, M], the share of the mask in its box, cut at masks.threshold. "
@@ -46,6 +48,7 @@ def make_metadata(
             "max_size": expected.max_size,
             "resize": expected.resize,
             "size_divisor": expected.size_divisor,
+            "letterbox": None if expected.letterbox is None else expected.letterbox.flatten().tolist(),
         },
         # The network does this itself.
         "normalization": {

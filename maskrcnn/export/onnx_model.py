@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from maskrcnn.errors import UserError
 from maskrcnn.export.metadata import INPUTS, OUTPUTS, read_metadata
 from maskrcnn.models.input import ModelInput
-from maskrcnn.ops.boxes import scale_boxes
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
@@ -53,10 +52,9 @@ class OnnxModel(nn.Module):
         counts = found.pop("image_index").bincount(minlength=len(images)).tolist()
         parts = {name: values.split(counts) for name, values in found.items()}
         detections = []
-        for i, (image, size) in enumerate(zip(images, batch.sizes, strict=True)):
+        for i, image in enumerate(images):
             detection = {name: part[i] for name, part in parts.items()}
-            original = (image.shape[-2], image.shape[-1])
-            detection["boxes"] = scale_boxes(detection["boxes"], old_size=size, new_size=original)
+            detection["boxes"] = self.input.restore(detection["boxes"], image)
             detections.append(detection)
         return detections
 

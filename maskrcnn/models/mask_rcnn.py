@@ -20,7 +20,7 @@ from maskrcnn.models.input import ModelInput
 from maskrcnn.models.roi_align import RoIAlign
 from maskrcnn.models.roi_heads import BoxHead, MaskHead, RoIHeads, RoISettings
 from maskrcnn.models.rpn import RPN
-from maskrcnn.ops.boxes import check_boxes, scale_boxes
+from maskrcnn.ops.boxes import check_boxes
 from maskrcnn.ops.image_batch import ImageBatch
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
@@ -153,9 +153,8 @@ class MaskRCNN(nn.Module):
         features = self.features(batch)
         proposals, _ = self.rpn(features, batch)
         detections = self.roi_heads.detect(features, proposals, batch)
-        for detection, image, size in zip(detections, images, batch.sizes, strict=True):
-            original = (image.shape[-2], image.shape[-1])
-            detection["boxes"] = scale_boxes(detection["boxes"], old_size=size, new_size=original)
+        for detection, image in zip(detections, images, strict=True):
+            detection["boxes"] = self.input.restore(detection["boxes"], image)
         return detections
 
     def features(self, batch: ImageBatch) -> list[Tensor]:

@@ -86,7 +86,8 @@ class AugmentedMaskRCNN(nn.Module):
         batch = model.input.prepare([image.flip(-1) for image in images] if flipped else images, scale=scale)
         features = model.features(batch)
         proposals, _ = model.rpn(features, batch)
-        return _View(flipped, batch.sizes, features, model.roi_heads.candidates(features, proposals, batch.sizes))
+        sizes = [model.input.resized_shape(image, scale=scale) for image in images]  # a letterbox is larger
+        return _View(flipped, sizes, features, model.roi_heads.candidates(features, proposals, batch.sizes))
 
     def _masks(self, view: _View, boxes: list[Tensor], labels: list[Tensor]) -> list[Tensor]:
         """Of the boxes [D, 4] that each picture has in the view: its masks [D, M, M], as the picture itself lies."""

@@ -41,13 +41,14 @@ def clear_padding(batch: ImageBatch) -> ImageBatch:
 
 
 def resized_shape(
-    shape: tuple[int, int], *, min_size: float, max_size: float, round_half_up: bool = False
+    shape: tuple[int, int], *, min_size: float, max_size: float, rule: str = "torchvision"
 ) -> tuple[int, int]:
     """(height, width) with the short side at `min_size`, or less where the long side would pass `max_size`.
 
-    Sides are cut to whole pixels, as torchvision does, or rounded with `round_half_up`, as detectron2 does.
+    By `rule`, sides are cut to whole pixels (`torchvision`), rounded with halves up (`pil`, for detectron2) or rounded
+    with halves to even (`opencv`, for those who call it with Python's `round`).
     """
-    if round_half_up:
+    if rule == "pil":
         # In detectron2's two steps: with one scale a half may fall to the other side.
         short = min(shape)
         sides = [float(min_size) if side == short else min_size / short * side for side in shape]
@@ -55,5 +56,6 @@ def resized_shape(
         height, width = (int(side * shrink + 0.5) for side in sides)
     else:
         scale = min(min_size / min(shape), max_size / max(shape))
-        height, width = (int(side * scale) for side in shape)
+        whole = round if rule == "opencv" else int
+        height, width = (whole(side * scale) for side in shape)
     return max(height, 1), max(width, 1)

@@ -7,7 +7,6 @@ from torchvision.ops import batched_nms
 from maskrcnn.export.network import ExportNetwork
 from maskrcnn.export.suppression import suppress, suppress_op
 from maskrcnn.models.input import ModelInput
-from maskrcnn.ops.boxes import scale_boxes
 from tests.export_tools import assert_same_detections, sharpen
 
 SIZES = [(60, 100), (64, 64), (40, 90), (100, 70), (64, 128)]
@@ -18,6 +17,7 @@ VARIANTS = {
     "aligned": ("model.roi_align.aligned=true", "model.roi_align.sampling_ratio=0"),
     "two levels": ("model.roi_align.num_levels=2", "model.roi_align.canonical_size=56"),
     "bgr": ("model.input.channel_order=bgr", "model.input.mean=[0.1,0.2,0.3]"),
+    "letterbox": ("model.input.letterbox=[255,51,0]",),
     "derived strides": ("model.anchors.strides=null",),
     "panet, group norm": ("model/neck=panet", "model.box_head.num_convs=1", "model.mask_head.norm=gn"),
     "bifpn": ("model/neck=bifpn",),
@@ -28,7 +28,11 @@ def run(network, model, images):
     """Detections of the network, by picture, in pixels of the pictures."""
     expected = model.input
     plain = ModelInput(
-        min_size=expected.min_size, max_size=expected.max_size, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255)
+        min_size=expected.min_size,
+        max_size=expected.max_size,
+        mean=(0, 0, 0),
+        std=(1 / 255, 1 / 255, 1 / 255),
+        letterbox=None if expected.letterbox is None else expected.letterbox.flatten().tolist(),
     )
     batch = plain.prepare(images)
     padded = batch.pixels.clone()
@@ -39,10 +43,16 @@ def run(network, model, images):
         boxes, labels, scores, mask_probs, image_index = network(padded, torch.tensor(batch.sizes))
     assert (image_index.diff() >= 0).all()
     found = []
-    for i, (image, size) in enumerate(zip(images, batch.sizes, strict=True)):
+    for i, image in enumerate(images):
         mine = image_index == i
-        scaled = scale_boxes(boxes[mine], old_size=size, new_size=tuple(image.shape[-2:]))
-        found.append({"boxes": scaled, "labels": labels[mine], "scores": scores[mine], "mask_probs": mask_probs[mine]})
+        found.append(
+            {
+                "boxes": plain.restore(boxes[mine], image),
+                "labels": labels[mine],
+                "scores": scores[mine],
+                "mask_probs": mask_probs[mine],
+            }
+        )
     return found
 
 

@@ -84,10 +84,54 @@ def test_opencv_rule_equals_opencv(size: tuple[int, int]) -> None:
     scale = min(64 / min(size), 100 / max(size))
     assert (height, width) == (round(size[0] * scale), round(size[1] * scale))
     expected = torch.from_numpy(cv2.resize(picture.permute(1, 2, 0).numpy(), (width, height))).permute(2, 0, 1).float()
-    found = batch.pixels[0] * 255
-    assert (found - expected).abs().max() <= 1.01
-    # OpenCV cuts bits off between its passes over rows and columns.
-    assert (found - expected).abs().mean() < 0.2
+    torch.testing.assert_close(batch.pixels[0] * 255, expected, atol=1e-3, rtol=0)
+
+
+def test_a_letterbox_is_a_square_of_its_colour_that_counts_as_picture() -> None:
+    pictures = [noise((60, 62)), noise((30, 80))]
+    settings: dict[str, Any] = {"min_size": 60, "max_size": 80, "mean": MEAN, "std": STD, "size_divisor": 16}
+    plain = [ModelInput(**settings).prepare([picture]) for picture in pictures]
+    batch = ModelInput(letterbox=(255, 51, 0), **settings).prepare(pictures)
+    assert [one.sizes for one in plain] == [[(60, 62)], [(30, 80)]]
+    assert batch.sizes == [(64, 64), (80, 80)]
+    assert batch.pixels.shape == (2, 3, 80, 80)
+    assert batch.pixels[0, :, 64:].count_nonzero() == batch.pixels[0, :, :, 64:].count_nonzero() == 0
+    colour = torch.tensor([(1 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (0 - 0.406) / 0.225])
+    for canvas, one, (side, _) in zip(batch.pixels, plain, batch.sizes, strict=True):
+        height, width = one.sizes[0]
+        assert torch.equal(canvas[:, :height, :width], one.pixels[0, :, :height, :width])
+        for beside in (canvas[:, height:side, :side], canvas[:, :side, width:side]):
+            torch.testing.assert_close(beside, colour[:, None, None].expand_as(beside))
+
+
+def test_the_colour_of_a_letterbox_is_rgb_whatever_the_order_of_channels() -> None:
+    model_input = ModelInput(
+        min_size=8, max_size=9, channel_order="bgr", mean=(0, 0, 0), std=(1, 1, 1), letterbox=(255, 51, 0)
+    )
+    batch = model_input.prepare([noise((8, 8))])
+    torch.testing.assert_close(batch.pixels[0, :, -1, -1], torch.tensor([0.0, 0.2, 1.0]))
+
+
+def test_training_has_no_letterbox() -> None:
+    batch = pad_images([noise((40, 64))], divisor=32)
+    assert torch.equal(ModelInput(letterbox=(9, 9, 9))(batch).pixels, ModelInput()(batch).pixels)
+
+
+def test_boxes_come_back_by_the_sides() -> None:
+    picture, model_input = torch.zeros(3, 427, 640), ModelInput(min_size=800, max_size=1333)
+    assert model_input.resized_shape(picture) == (800, 1199)
+    boxes = torch.tensor([[0.0, 0, 1199, 800], [119.9, 80, 239.8, 400]])
+    expected = torch.tensor([[0.0, 0, 640, 427], [64, 42.7, 128, 213.5]])
+    torch.testing.assert_close(model_input.restore(boxes, picture), expected)
+
+
+def test_boxes_come_back_from_a_letterbox_by_one_factor() -> None:
+    picture = torch.zeros(3, 333, 500)
+    model_input = ModelInput(min_size=640, max_size=768, resize="opencv", letterbox=(0, 0, 0))
+    assert model_input.resized_shape(picture) == (511, 768)  # 511.488
+    boxes = torch.tensor([[76.8, 153.6, 307.2, 511], [384, 460.8, 768, 768], [0, 600, 384, 700]])
+    expected = torch.tensor([[50.0, 100, 200, 511 / 1.536], [250, 300, 500, 333], [0, 333, 250, 333]])
+    torch.testing.assert_close(model_input.restore(boxes, picture), expected)
 
 
 def test_the_two_rules_differ_where_a_picture_shrinks() -> None:
@@ -183,6 +227,9 @@ def test_mean_and_std_belong_to_the_config_not_to_the_weights() -> None:
         ("std", {"std": (1.0,)}),
         ("std", {"std": (1.0, 0.0, 1.0)}),
         ("size_divisor", {"size_divisor": 0}),
+        ("letterbox", {"letterbox": (114, 114)}),
+        ("letterbox", {"letterbox": (0, 0, 256)}),
+        ("letterbox", {"letterbox": (0.5, 0.5, 0.5)}),
     ],
 )
 def test_invalid_arguments_are_named(name: str, arguments: dict[str, Any]) -> None:

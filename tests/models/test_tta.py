@@ -98,9 +98,9 @@ class StubHeads:
         return list(roi_align(pixels[0][:, :1], boxes, 4, aligned=True).split([len(one) for one in boxes]))
 
 
-def stub(nms_thresh: float = 0.5) -> Any:
+def stub(nms_thresh: float = 0.5, letterbox: tuple[int, int, int] | None = None) -> Any:
     return SimpleNamespace(
-        input=ModelInput(min_size=40, max_size=80, mean=(0, 0, 0), std=(1, 1, 1)),
+        input=ModelInput(min_size=40, max_size=80, mean=(0, 0, 0), std=(1, 1, 1), letterbox=letterbox),
         features=lambda batch: [batch.pixels],
         rpn=lambda features, batch: (None, {}),
         roi_heads=StubHeads(nms_thresh),
@@ -119,9 +119,10 @@ CORNERS = [(8, 16), (32, 96)]
 L_SHAPE = torch.tensor([[1.0, 1, 0, 0]] * 3 + [[1.0, 1, 1, 1]])
 
 
+@pytest.mark.parametrize("letterbox", [None, (50, 50, 50)])
 @pytest.mark.parametrize("flip", [False, True])
-def test_boxes_of_every_view_map_back(flip: bool) -> None:
-    model = stub(nms_thresh=1.0)  # nothing is dropped
+def test_boxes_of_every_view_map_back(flip: bool, letterbox: tuple[int, int, int] | None) -> None:
+    model = stub(1.0, letterbox)  # nothing is dropped
     augmented = AugmentedMaskRCNN(model=model, flip=flip, scales=(1.0, 2.0, 0.5))
     detections = augmented.predict([with_an_l(*corner) for corner in CORNERS])
     assert model.roi_heads.views == (6 if flip else 3)

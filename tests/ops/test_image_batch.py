@@ -81,9 +81,20 @@ def test_resized_shapes_of_both_rules(
     shape: tuple[int, int], rounded_down: tuple[int, int], rounded: tuple[int, int]
 ) -> None:
     assert resized_shape(shape, min_size=800, max_size=1333) == rounded_down
-    assert resized_shape(shape, min_size=800, max_size=1333, round_half_up=True) == rounded
+    assert resized_shape(shape, min_size=800, max_size=1333, rule="pil") == rounded
     if min(shape) > 1:
         assert torchvision_shape(shape, 800, 1333) == rounded_down
+
+
+@pytest.mark.parametrize(
+    ("shape", "to_even", "up"),
+    [((512, 103), (768, 154), (768, 155)), ((512, 101), (768, 152), (768, 152)), ((375, 500), (576, 768), (576, 768))],
+)
+def test_halves_go_to_even_sides_by_one_rule_and_up_by_another(
+    shape: tuple[int, int], to_even: tuple[int, int], up: tuple[int, int]
+) -> None:
+    assert resized_shape(shape, min_size=640, max_size=768, rule="opencv") == to_even
+    assert resized_shape(shape, min_size=640, max_size=768, rule="pil") == up
 
 
 @settings(deadline=None, derandomize=True, max_examples=300)

@@ -1,5 +1,6 @@
 """The recording comes from github.com/liangheming/maskrcnn, commit ceefc9a2a57034132710ffbc956b36aa4d518999, on a CPU:
-names and shapes of its model by its own config, and what a narrow one, with the weights drawn here, detects."""
+names and shapes of its model by its own config, and what its eval.py detects with a narrow one and the weights drawn
+here."""
 
 import json
 from collections.abc import Callable
@@ -68,7 +69,7 @@ def test_a_narrow_model_detects_what_it_detects_there(make_model: Factory, tmp_p
     assert weights.categories[0] == {"id": 1, "name": "1"}
     model = make_model(
         "model/backbone=resnet18",
-        "model.input.min_size=112",
+        "model.input.min_size=117",
         "model.input.max_size=128",
         "model.neck.out_channels=32",
         "model.anchors.sizes=[32,40,48,64,96]",
