@@ -13,6 +13,15 @@ from torch import Tensor
 
 from maskrcnn.errors import UserError
 from maskrcnn.models.weights.contents import NameTable, Weights, coco_categories, translate
+from maskrcnn.models.weights.shapes import (
+    Settings,
+    State,
+    backbone_name,
+    check_parts,
+    count,
+    head_settings,
+    norm_name,
+)
 
 _MODULE = "(weight|bias|running_mean|running_var|num_batches_tracked)"
 _STAGES = [("", 0), *((f"{stage}.", stage) for stage in range(3))]  # of one box head, or of a cascade
@@ -74,25 +83,10 @@ _ELSEWHERE = [
     (r".+\.fed_loss_cls_weights", "independent scores for the classes (federated loss)"),
 ]
 
-# (blocks of the stage of stride 16, channels of c2, conv2 of the first block) -> backbone
-_BACKBONES = {
-    (2, 64, (64, 64)): "resnet18",
-    (6, 64, (64, 64)): "resnet34",
-    (6, 256, (64, 64)): "resnet50",
-    (23, 256, (64, 64)): "resnet101",
-    (36, 256, (64, 64)): "resnet152",
-    (6, 256, (128, 4)): "resnext50_32x4d",
-    (23, 256, (256, 8)): "resnext101_32x8d",
-    (6, 256, (128, 128)): "wide_resnet50_2",
-    (23, 256, (128, 128)): "wide_resnet101_2",
-}
 # For pixels in 0..1: blue, green, red.
 _IMAGENET_MEAN = [0.406, 0.456, 0.485]
 _IMAGENET_STD = [0.225, 0.224, 0.229]
 _NO_STD = [float(f"{1 / 255:.7g}")] * 3
-
-State = dict[str, Tensor]
-Settings = dict[str, Any]
 
 
 def read_detectron2(path: Path, content: dict[str, Any], key: str) -> Weights | None:
@@ -115,20 +109,12 @@ def read_detectron2(path: Path, content: dict[str, Any], key: str) -> Weights | 
         if any(re.fullmatch(pattern, name) for name in theirs):
             raise UserError(f"{source}: has {what}, which no model here has; Mask R-CNN on ResNet-FPN is read")
     ours = translate(theirs, _NAMES, source=source)
-    for part, name, dims in (
-        ("FPN", "neck.lateral.0.0.weight", 4),
-        ("box head", "roi_heads.box_heads.0.scores.weight", 2),
-        ("box head", "roi_heads.box_heads.0.deltas.weight", 2),
-        ("mask head", "roi_heads.mask_head.logits.weight", 4),
-    ):
-        if name not in ours or ours[name].dim() != dims:
-            raise UserError(f"{source}: has no {part}; Mask R-CNN on ResNet-FPN is read")
-
-    backbone = _backbone(ours, source)
+    check_parts(ours, source)
+    backbone = backbone_name(ours, source)
     num_classes = len(ours["roi_heads.box_heads.0.scores.weight"]) - 1
-    stages = _count(ours, r"roi_heads\.box_heads\.(\d)\..+")
+    stages = count(ours, r"roi_heads\.box_heads\.(\d)\..+")
     groups = {"model": "detectron2", "model/backbone": backbone, "model/roi": "cascade" if stages > 1 else "standard"}
-    settings = _backbone_settings(theirs, ours, backbone) | _anchor_settings(theirs, source) | _head_settings(ours)
+    settings = _backbone_settings(theirs, ours, backbone) | _anchor_settings(theirs, source) | head_settings(ours)
     if stages > 1:
         settings["rpn.post_nms_top_n_train"] = 2000
     fixed = settings["backbone.norm"] == "frozen_bn"
@@ -156,19 +142,6 @@ def _put_background_first(state: State, num_classes: int, source: str) -> None:
             state[name] = torch.cat((torch.zeros_like(value[: len(value) // num_classes]), value))
 
 
-def _backbone(ours: State, source: str) -> str:
-    """Which backbone has these shapes."""
-    blocks = _count(ours, r"backbone\.layer3\.(\d+)\.conv1\.weight")
-    first = ours.get("backbone.layer1.0.conv2.weight", torch.empty(0))
-    shape = (blocks, ours["neck.lateral.0.0.weight"].shape[1], tuple(first.shape[:2]))
-    if shape not in _BACKBONES:
-        raise UserError(
-            f"{source}: its backbone is none of {', '.join(_BACKBONES.values())}: {blocks} blocks of stride 16, "
-            f"{shape[1]} channels of stride 4, which come from a convolution of {list(first.shape)}"
-        )
-    return _BACKBONES[shape]
-
-
 def _backbone_settings(theirs: State, ours: State, backbone: str) -> Settings:
     """Pixels, strides and norms."""
     settings: Settings = {}
@@ -181,7 +154,7 @@ def _backbone_settings(theirs: State, ours: State, backbone: str) -> Settings:
         is_rgb = settings["input.mean"] == _IMAGENET_MEAN[::-1]
         settings["input.channel_order"] = "rgb" if is_rgb else "bgr"
     settings["input.std"] = std
-    norm = _norm(ours, "backbone.bn1")
+    norm = norm_name(ours, "backbone.bn1")
     trained = any(re.fullmatch(r"backbone\..+\.num_batches_tracked|neck\..+\.running_mean", name) for name in ours)
     settings["backbone.norm"] = "frozen_bn" if norm == "bn" and not trained else norm
     if trained:
@@ -210,36 +183,3 @@ def _anchor_settings(theirs: State, source: str) -> Settings:
     if any(len(set(level)) != 1 for level in sizes) or any(level != ratios[0] for level in ratios):
         raise UserError(f"{source}: has anchors of several sizes on a level, {sizes}; one size per level is read")
     return {"anchors.sizes": [level[0] for level in sizes], "anchors.ratios": ratios[0]}
-
-
-def _head_settings(ours: State) -> Settings:
-    """Widths, depths and norms of the neck and the heads."""
-    box, mask = "roi_heads.box_heads.0", "roi_heads.mask_head"
-    settings: Settings = {
-        "neck.out_channels": len(ours["neck.lateral.0.0.weight"]),
-        "neck.bias": "neck.lateral.0.0.bias" in ours,
-        "neck.norm": _norm(ours, "neck.lateral.0.1"),
-        "rpn.num_convs": _count(ours, r"rpn\.convs\.(\d)\.weight"),
-        "box_head.num_convs": _count(ours, rf"{box}\.convs\.(\d)\.weight"),
-        "box_head.norm": _norm(ours, f"{box}.norms.0"),
-        "box_head.num_fcs": _count(ours, rf"{box}\.fc(\d)\.weight"),
-        "box_head.hidden_dim": ours[f"{box}.scores.weight"].shape[1],
-        "box_head.class_agnostic": len(ours[f"{box}.deltas.weight"]) == 4,
-        "mask_head.num_convs": _count(ours, rf"{mask}\.convs\.(\d)\.weight"),
-        "mask_head.norm": _norm(ours, f"{mask}.norms.0"),
-        "mask_head.channels": ours[f"{mask}.logits.weight"].shape[1],
-    }
-    if settings["box_head.num_convs"]:
-        settings["box_head.conv_channels"] = ours[f"{box}.convs.0.weight"].shape[:1].numel()
-    return {key: value for key, value in settings.items() if value is not None}
-
-
-def _norm(ours: State, name: str) -> str | None:
-    if f"{name}.weight" not in ours:
-        return None
-    return "bn" if f"{name}.running_mean" in ours else "gn"
-
-
-def _count(ours: State, pattern: str) -> int:
-    """Different values of the group in `pattern` among the names."""
-    return len({found[1] for found in map(re.compile(pattern).fullmatch, ours) if found})

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn.models.weights.contents import NameTable, Weights, coco_categories, translate
+from maskrcnn.models.weights.shapes import backbone_name, check_parts, head_settings
 
 _NAMES: NameTable = [
     (r"backbone\.(.+)", r"backbone.\1"),
@@ -34,8 +35,12 @@ def read_original(path: Path, content: dict[str, Any], key: str) -> Weights | No
     state = content.get("ema")
     if not isinstance(state, dict) or "roi_head.mask_head.conv_list.10.weight" not in state:
         return None
-    state = translate(state, _NAMES, source=f"{key}={path}, a model of liangheming/maskrcnn")
+    source = f"{key}={path}, a model of liangheming/maskrcnn"
+    state = translate(state, _NAMES, source=source)
+    check_parts(state, source)
     for name in (f"{_LOGITS}.weight", f"{_LOGITS}.bias"):
         foreground: Tensor = state[name]
         state[name] = torch.cat((torch.zeros_like(foreground[:1]), foreground))  # it has no mask of the background
-    return Weights(path, state, coco_categories(len(state[f"{_LOGITS}.bias"]) - 1), groups={"model": "original"})
+    groups = {"model": "original", "model/backbone": backbone_name(state, source)}
+    categories = coco_categories(len(state[f"{_LOGITS}.bias"]) - 1)
+    return Weights(path, state, categories, groups=groups, settings=head_settings(state))

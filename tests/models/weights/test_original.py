@@ -55,7 +55,8 @@ def test_every_name_and_shape_of_its_model_is_known(make_model: Factory, tmp_pat
     with torch.device("meta"):
         ours = make_model(preset="original", num_classes=80).state_dict()
     assert {name: v.shape for name, v in weights.state.items()} == {n: v.shape for n, v in ours.items()}
-    assert (weights.groups, weights.settings, weights.config) == ({"model": "original"}, {}, {})
+    assert weights.groups == {"model": "original", "model/backbone": "resnet50"}
+    assert weights.config == {}
     assert len(weights.categories) == 80
     assert weights.categories[0] == {"id": 1, "name": "person"}
     assert weights.categories[11] == {"id": 13, "name": "stop sign"}
@@ -67,15 +68,14 @@ def test_a_narrow_model_detects_what_it_detects_there(make_model: Factory, tmp_p
     state = drawn(narrow["shapes"], narrow["scales"]) | {n: torch.tensor(v) for n, v in narrow["biases"].items()}
     weights = read_weights(saved({"ema": state}, tmp_path / "last.pth"))
     assert weights.categories[0] == {"id": 1, "name": "1"}
+    assert weights.groups["model/backbone"] == "resnet18"
     model = make_model(
         "model/backbone=resnet18",
+        *(f"model.{key}={value}" for key, value in weights.settings.items()),
         "model.input.min_size=117",
         "model.input.max_size=128",
-        "model.neck.out_channels=32",
         "model.anchors.sizes=[32,40,48,64,96]",
         "model.detections_per_image=20",
-        "model.box_head.hidden_dim=64",
-        "model.mask_head.channels=16",
         preset="original",
         num_classes=12,
     ).eval()
@@ -91,6 +91,12 @@ def test_a_narrow_model_detects_what_it_detects_there(make_model: Factory, tmp_p
     wanted = [{"size": [112, 122], "counts": d["mask"].encode()} for d in expected]
     assert coco_mask.area(wanted).min() > 0
     assert coco_mask.iou(rles, wanted, [0] * len(rles)).diagonal().min() > 0.99
+
+
+def test_a_file_without_a_neck_is_refused(tmp_path: Path) -> None:
+    content = {n: torch.zeros(()).expand(shape) for n, shape in RECORDED["model"].items() if not n.startswith("fpn.")}
+    with pytest.raises(UserError, match=r"liangheming/maskrcnn: has no FPN"):
+        read_weights(saved({"ema": content}, tmp_path / "w.pth"))
 
 
 def test_an_unknown_parameter_is_named(tmp_path: Path) -> None:
