@@ -334,7 +334,8 @@ def test_timm_frozen_and_checkpointed(timm: ModuleType, name: str) -> None:
         assert torch.equal(value, found[1][key]), key
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+# The last has a BatchNorm beside the convolutions of a block, for the same maps.
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "repvgg_a0"])
 def test_timm_batch_norm_can_be_frozen_and_replaced(timm: ModuleType, tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     path = file_of(trained(timm.create_model(name)), tmp_path / "w.pth")
