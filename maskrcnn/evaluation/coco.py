@@ -147,7 +147,7 @@ class CocoMetric(Metric):
 
     def compute(self) -> dict[str, dict[str, float]]:
         """The numbers of ``score`` over all images seen; the same on every rank, and none without a ground truth."""
-        distributed = dist.is_available() and dist.is_initialized()
+        distributed = dist.is_initialized()
         parts = [self._by_image]
         if distributed:
             parts = [{} for _ in range(dist.get_world_size())]

@@ -97,7 +97,7 @@ class Guard(Callback):
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             finite &= norm.isfinite()
         skip = finite.logical_not().float()
-        if _distributed():
+        if dist.is_initialized():
             dist.all_reduce(skip, op=dist.ReduceOp.MAX)  # the ranks share their gradients, but not their losses
         if self._fused:
             optimizer.found_inf = skip  # type: ignore[attr-defined]
@@ -197,13 +197,9 @@ def _described(step: _Step, norm: float) -> dict[str, Any]:
     }
 
 
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
 def _of_all_ranks(found: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     gathered: list[Any] = [found]
-    if _distributed():
+    if dist.is_initialized():
         gathered *= dist.get_world_size()
         dist.all_gather_object(gathered, found)
     return gathered

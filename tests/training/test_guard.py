@@ -3,6 +3,7 @@
 import json
 import math
 import traceback
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,10 +161,14 @@ def test_ranks_agree_and_report_the_pictures_of_all(monkeypatch, tmp_path):
     def gather(gathered, ours):
         gathered[:] = [ours, [theirs]]
 
-    monkeypatch.setattr(guard_module, "_distributed", lambda: True)
-    monkeypatch.setattr(guard_module.dist, "all_reduce", lambda skip, op: skip.add_(next(calls) == 3))
-    monkeypatch.setattr(guard_module.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(guard_module.dist, "all_gather_object", gather)
+    played = SimpleNamespace(
+        is_initialized=lambda: True,
+        ReduceOp=guard_module.dist.ReduceOp,
+        all_reduce=lambda skip, op: skip.add_(next(calls) == 3),
+        get_world_size=lambda: 2,
+        all_gather_object=gather,
+    )
+    monkeypatch.setattr(guard_module, "dist", played)
     states = fit(Guard(), batches())
     assert_equal(states[3], states[2])
     (step,) = json.loads((tmp_path / "non_finite.json").read_text())["steps"]
