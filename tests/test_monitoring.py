@@ -253,7 +253,7 @@ def test_wandb_without_a_network(root, tmp_path, monkeypatch):
     assert outcome.code == 0, outcome.err
     import wandb
 
-    wandb.finish()
+    wandb.teardown()  # waits until all is on the disk
     (kept,) = tmp_path.glob("wandb/offline-run-*")
     assert len(list(kept.glob("files/media/images/val/1000001_*.png"))) == 1
     assert len(list(kept.glob("files/media/table/val/per_class_*.json"))) == 1
