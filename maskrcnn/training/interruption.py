@@ -14,7 +14,7 @@ import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from maskrcnn.errors import UserError
-from maskrcnn.launch import own_rank
+from maskrcnn.launch import children, own_rank
 from maskrcnn.training.checkpoints import LastCheckpoint
 from maskrcnn.training.slurm import job_id, requeue
 
@@ -103,7 +103,10 @@ class Interruption(Callback):
         if not self._trainer.is_global_zero:
             return
         what = "saving and stopping" if _last(self._trainer) else "stopping without a checkpoint"
-        when = "this batch" if self._trainer.training else "the first batch after this validation"
+        if not self._trainer.training:
+            when = "the first batch after this validation"
+        else:
+            when = "this epoch" if self._trainer.fit_loop.epoch_loop.batch_progress.is_last_batch else "this batch"
         with suppress(RuntimeError):  # the signal came while something was being printed
             print(f"{signal.Signals(signum).name}: {what} at the end of {when}; once more stops at once", flush=True)
 
@@ -135,6 +138,7 @@ def stoppable() -> Iterator[None]:
     except Stop as stop:
         if own_rank() == 0:
             _conclude(stop)
+            children.wait()  # which stop at the same step: killed before they have tidied up, they would leave things
         raise
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning has tidied up

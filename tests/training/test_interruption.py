@@ -5,6 +5,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
 from maskrcnn.data.datamodule import DetectionDataModule
-from maskrcnn.training.interruption import SIGNALS
+from maskrcnn.launch import children, job
+from maskrcnn.training.interruption import SIGNALS, Stop, stoppable
 from tests.cli_tools import run
 from tests.test_resume import STEPS, assert_same_end, load, resume, root, settings, whole  # noqa: F401 - fixtures
 
@@ -63,20 +66,21 @@ def signalled(monkeypatch, root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sent", "stopped_at"),
+    ("sent", "stop"),
     [
-        pytest.param((signal.SIGTERM, {"step": 1}), 2, id="mid-epoch"),
-        pytest.param((signal.SIGINT, {"step": STEPS - 1}), STEPS, id="last-step-of-an-epoch"),
-        pytest.param((signal.SIGUSR1, {"validation": 0}), STEPS + 1, id="validation"),
+        pytest.param((signal.SIGTERM, {"step": 1}), ("this batch", 2), id="mid-epoch"),
+        pytest.param((signal.SIGINT, {"step": STEPS - 1}), ("this epoch", STEPS), id="last-step-of-an-epoch"),
+        pytest.param(
+            (signal.SIGUSR1, {"validation": 0}), ("the first batch after this validation", STEPS + 1), id="validation"
+        ),
     ],
 )
-def test_stopped_run_says_how_to_go_on_and_ends_the_same(sent, stopped_at, signalled, whole, tmp_path):
-    signum, when = sent
+def test_stopped_run_says_how_to_go_on_and_ends_the_same(sent, stop, signalled, whole, tmp_path):
+    (signum, when), (end, stopped_at) = sent, stop
     outcome = signalled(Signaller(signum, **when), *AVERAGED)
     assert (outcome.code, outcome.err) == (128 + signum, "")
     assert load(tmp_path)["global_step"] == stopped_at
     first, last = [line for line in outcome.out.splitlines() if line.startswith(("SIG", "stopped"))]
-    end = "the first batch after this validation" if "validation" in when else "this batch"
     assert first == f"{signal.Signals(signum).name}: saving and stopping at the end of {end}; once more stops at once"
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     assert last == f"stopped at step {stopped_at}: go on with python train.py resume={checkpoint}"
@@ -114,6 +118,15 @@ def test_signal_in_the_last_validation_lets_the_run_end(signalled, whole, tmp_pa
     assert outcome.code == 0
     assert "stopped" not in outcome.out
     assert_same_end(tmp_path, whole(*AVERAGED))
+
+
+def test_other_processes_end_by_themselves():
+    """Killed, they would leave semaphores and a warning about them."""
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
+    with pytest.raises(Stop), job(Path()), stoppable():
+        children.watch({1: other})
+        raise Stop(signal.SIGINT, step=1, checkpoint=None)
+    assert other.returncode == 0
 
 
 def test_second_signal_ends_at_once(signalled, tmp_path):
