@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
@@ -16,6 +18,9 @@ import cv2
 # A terminal, Slurm and torchrun signal all processes; the one that trains still needs batches to end in order.
 _LEFT_ALONE = {one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGUSR1")}
 
+# The tracker tidies up behind a process that was killed; it need not say so beside the line that names the cause.
+_UNSAID = "ignore::UserWarning:multiprocessing.resource_tracker"
+
 
 def worker_context() -> BaseContext | None:
     """Start a server that does nothing but fork workers, unless it runs; None where the system has no such thing.
@@ -27,15 +32,25 @@ def worker_context() -> BaseContext | None:
         return None
     # What the server has imported, its workers need not.
     forkserver.set_forkserver_preload(sorted(name for name in sys.modules if name.startswith("maskrcnn.")))
-    # What is blocked here is blocked in the processes that this starts, and in the workers. One after the other:
-    # the first unblocks some of it.
     for start in (resource_tracker.ensure_running, forkserver.ensure_running):
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_ALONE)
-        try:
+        with _inherited():  # one after the other: the first unblocks some of the signals
             start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return multiprocessing.get_context("forkserver")
+
+
+@contextmanager
+def _inherited() -> Iterator[None]:
+    """Around the start of a process: what it, and the workers that it forks, do not see and do not say."""
+    filters = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (filters, _UNSAID)))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_ALONE)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        del os.environ["PYTHONWARNINGS"]
+        if filters is not None:
+            os.environ["PYTHONWARNINGS"] = filters
 
 
 def start_worker(_: int) -> None:

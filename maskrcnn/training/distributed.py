@@ -56,7 +56,7 @@ class DDP(DDPStrategy):
         if self._layer_sync and self.root_device.type == "cpu":
             self._layer_sync = None
             if self.is_global_zero and any(isinstance(module, _BatchNorm) for module in self.model.modules()):  # type: ignore[union-attr]
-                print("trainer.sync_batchnorm: ignored on CPUs; each process normalises by its own batch", flush=True)
+                print("trainer.sync_batchnorm: ignored on CPUs; each process normalises its own batch", flush=True)
         super().setup(trainer)
 
     def on_exception(self, exception: BaseException) -> None:
