@@ -173,7 +173,10 @@ def _misfit(value: Any, hint: Any) -> str | None:
     except ValidationError as error:
         if isinstance(value, list) and _misfit(tuple(value), hint) is None:
             return None  # YAML has no tuples
-        return error.errors()[0]["msg"].lower()
+        problems = error.errors()
+        if all(problem["type"] == "literal_error" for problem in problems):  # of a union of choices
+            return f"input should be {', '.join(problem['ctx']['expected'] for problem in problems)}"
+        return problems[0]["msg"].lower()
     except (PydanticUserError, SchemaError):
         return None  # an annotation of a library that says nothing about plain values
     return None

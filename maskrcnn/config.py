@@ -1,11 +1,13 @@
 """Between the command line and the objects: the only module of the package that knows Hydra and OmegaConf."""
 
+import os
 import re
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, HydraException
+from hydra.errors import CompactHydraException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import OutOfMemoryError
 
@@ -60,6 +62,7 @@ PATH_KEYS = frozenset(
 Config = DictConfig  # what a command is called with, for modules that do not know OmegaConf
 
 _QUOTED = re.compile(r"""'.*'|".*"|choice\(.*\)|null|""", re.DOTALL)
+_TRACED = "HYDRA_FULL_ERROR"
 _SHOWN_ONLY = {"--help", "-h", "--hydra-help", "--shell-completion", "-sc"}
 
 
@@ -77,10 +80,11 @@ def command(
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], Any]:
         def main() -> Any:
-            started = time.time()
+            started, traced = time.time(), os.environ.get(_TRACED, "0")
 
             @wraps(task)
             def guarded(cfg: DictConfig) -> Any:
+                os.environ[_TRACED] = traced
                 run = Path(HydraConfig.get().runtime.output_dir)
                 keep_freed_memory()
                 try:
@@ -109,7 +113,11 @@ def command(
             except UserError as error:
                 _exit(error)
             sys.argv[1:] = arguments
-            return hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(guarded)()
+            os.environ[_TRACED] = "1"  # or Hydra would print lines of its own about what cannot be composed
+            try:
+                return hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(guarded)()
+            except (HydraException, OmegaConfBaseException) as error:
+                _exit(UserError(_in_words(error)))
 
         return main
 
@@ -208,7 +216,7 @@ def compose_config(config_name: str, arguments: Sequence[str]) -> DictConfig:
     try:
         return _compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(one_line(error)) from error
+        raise UserError(_in_words(error)) from error
 
 
 def primary_config(config_name: str, arguments: list[str]) -> tuple[Path, str, list[str]]:
@@ -318,13 +326,30 @@ def variant(overrides: Sequence[str], *, node: str) -> dict[str, Any]:
     try:
         cfg = hydra.compose(command_line.job.config_name, [*command_line.overrides.task, *overrides])
     except HydraException as error:
-        raise UserError(f"{' '.join(overrides)}: {error}") from error
+        raise UserError(f"{' '.join(overrides)}: {_in_words(error)}") from error
     return plain(cfg)[node]
 
 
 def build(node: Any, *, key: str, trust: Sequence[str] = (), **extra: Any) -> Any:
     """Build what a config node describes, references resolved; see `building.build`."""
     return build_plain(plain(node) if isinstance(node, DictConfig) else node, key=key, trust=trust, **extra)
+
+
+def _in_words(error: HydraException | OmegaConfBaseException) -> str:
+    """Why a config cannot be composed, on one line."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={option}: no such option; {group} is one of {', '.join(error.options)}"
+    cause = error.__cause__
+    if not isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        return one_line(error)
+    parent, dot, key = str(cause.full_key).rpartition(".")
+    known = [str(name) for name in cause.parent_node or ()]
+    if "/" in key:
+        known = [str(entry.relative_to(config_folder())) for entry in config_folder().rglob("*") if entry.is_dir()]
+    near = get_close_matches(key, known, n=1)
+    hint = f"did you mean {parent}{dot}{near[0]}?" if near else f"{parent or 'the config'} has {', '.join(known)}"
+    return f"{cause.full_key}: unknown key; {hint if known else f'{parent} is a single value'}"
 
 
 def _unquote(value: str) -> str:

@@ -101,7 +101,10 @@ def test_the_table_has_a_line_for_each_and_fits(measured):
     [
         (["models=resnet19"], "models: no combination resnet19; known are resnet18, "),
         (["models=[]", "grid.backbone=[resnet19]"], "model/backbone=resnet19 model/neck=fpn model/roi=standard: "),
-        (["models=mine", "+combinations.mine=['model.nck=1']"], "model.nck=1: Could not override 'model.nck'"),
+        (
+            ["models=mine", "+combinations.mine=['model.nck=1']"],
+            "model.nck=1: model.nck: unknown key; did you mean model.neck?",
+        ),
         (["precisions=fp8"], "precisions: no precision fp8; known are fp32, bf16"),
         (["device=tpu9"], "device=tpu9: cannot be used"),
         (["instances=0"], "instances=0: must be a whole number, at least 1"),
