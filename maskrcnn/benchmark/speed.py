@@ -115,6 +115,7 @@ class Sides:
         rows: dict[str, Any] = {}
         for precision in precisions:
             _tell(f"{label}, {precision}")
+            self.each("rest")
             pairs = [self.each(method, *args, precision) for _ in range(self.rounds + 1)]
             rows[precision] = row(*zip(*pairs, strict=True))
             if "fp32" in rows:
@@ -161,6 +162,7 @@ class Sides:
     def scoring(self) -> dict[str, Any]:
         """Seconds of both, and how far their numbers are apart."""
         _tell("scoring")
+        self.each("rest")
         pairs = [self.each("score") for _ in range(self.rounds + 1)]
         ours, peer = zip(*pairs, strict=True)
         found = row([sample for sample, _ in ours], [sample for sample, _ in peer])

@@ -5,6 +5,7 @@ Both sides have the weights that torchvision's drew, and the same pictures. Once
 for its learning rate is 0, or the work would change with them.
 """
 
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from maskrcnn.benchmark.host_syncs import host_syncs
 from maskrcnn.benchmark.laps import Laps
 from maskrcnn.benchmark.meter import Meter
 from maskrcnn.benchmark.networks import Work
+from maskrcnn.memory import hand_back_freed_memory
 
 ROI, MASKS, ENCODE = "roi heads", "masks", "encode"
 FEATURES, RPN = "features", "rpn"
@@ -120,6 +122,11 @@ class Side(ABC):
     @abstractmethod
     def numbers(self, content: scoring.Content) -> scoring.Numbers:
         """Score results."""
+
+    def rest(self) -> None:
+        """Let go of the memory that other work has left in this process: it does not belong to the next."""
+        gc.collect()
+        hand_back_freed_memory()
 
     def train(self, precision: str) -> Sample:
         """A training step on the made-up batch."""
