@@ -68,14 +68,18 @@ def job(folder: Path) -> Iterator[None]:
     Args:
         folder: Of the run.
     """
-    before = dict(os.environ)
+    before, child, failed = dict(os.environ), is_child(), False
     os.environ[_JOB] = f"{os.getpid()} {folder}"
     try:
         yield
         children.wait()
+    except Exception:
+        failed = True
+        raise
     finally:
         children.kill()
-        if dist.is_initialized():
+        # The others lose the connection to a child that failed when it is gone: then it can be seen why.
+        if dist.is_initialized() and not (child and failed):
             dist.destroy_process_group()
         for name in os.environ.keys() - before.keys():
             del os.environ[name]

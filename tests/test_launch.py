@@ -111,6 +111,16 @@ def test_nothing_of_a_job_is_left(tmp_path, monkeypatch):
     assert sleeper.returncode < 0
 
 
+def test_child_that_fails_keeps_the_connection_until_it_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setenv("MASKRCNN_JOB", f"{os.getpid()} {tmp_path}")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(KeyError), job(tmp_path):
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        raise KeyError
+    assert dist.is_initialized()
+    dist.destroy_process_group()
+
+
 def test_job_waits_for_the_processes_that_it_started(tmp_path):
     with job(tmp_path):
         sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
