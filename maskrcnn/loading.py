@@ -6,7 +6,7 @@ from typing import Any
 
 from maskrcnn.building import build
 from maskrcnn.errors import UserError
-from maskrcnn.export.onnx_model import OnnxModel, open_session, session_metadata
+from maskrcnn.models.exported.onnx_model import OnnxModel, open_session, session_metadata
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.weights import Weights, load_weights, read_weights
 

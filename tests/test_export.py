@@ -14,9 +14,9 @@ from maskrcnn.config import build, config_folder, plain
 from maskrcnn.data.images import read_image
 from maskrcnn.data.sample import to_tensor
 from maskrcnn.data.shapes import draw_shapes
-from maskrcnn.export.metadata import OUTPUTS, make_metadata
-from maskrcnn.export.onnx_model import OnnxModel
 from maskrcnn.export.writers import write_model
+from maskrcnn.models.exported.metadata import OUTPUTS, make_metadata
+from maskrcnn.models.exported.onnx_model import OnnxModel
 from tests.cli_tools import TINY_DATA, run
 from tests.conftest import TINY
 from tests.export_tools import assert_same_detections, sharpen
@@ -204,18 +204,18 @@ def test_mistakes_are_one_line(exported, checkpoint, tmp_path):
         assert outcome.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("missing", ["onnxscript", "onnxruntime"])
-def test_without_the_extra(missing, exported, checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    ("missing", "module"), [("onnxscript", "export.writers"), ("onnxruntime", "models.exported.onnx_model")]
+)
+def test_without_the_extra(missing, module, exported, checkpoint, tmp_path):
     from importlib.util import find_spec
 
-    command = ("evaluate", f"ckpt={exported}") if missing == "onnxruntime" else ("maskrcnn.export.__main__",)
-    module = "onnx_model" if missing == "onnxruntime" else "writers"
-    absent = mock.patch(
-        f"maskrcnn.export.{module}.find_spec", lambda name: None if name == missing else find_spec(name)
-    )
+    absent = mock.patch(f"maskrcnn.{module}.find_spec", lambda name: None if name == missing else find_spec(name))
     with absent:
-        chosen = () if missing == "onnxruntime" else (f"ckpt={checkpoint}",)
-        outcome = run(*command, *chosen, f"hydra.run.dir={tmp_path / 'run'}")
+        if missing == "onnxruntime":
+            outcome = run("evaluate", f"ckpt={exported}", f"hydra.run.dir={tmp_path / 'run'}")
+        else:
+            outcome = export(f"ckpt={checkpoint}", f"hydra.run.dir={tmp_path / 'run'}")
     assert outcome.code == 1
     assert f"{missing} cannot be found; pip install 'maskrcnn-lightning[export]'" in outcome.err
 

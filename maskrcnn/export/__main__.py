@@ -4,9 +4,9 @@ from pathlib import Path
 
 from maskrcnn.config import Config, command, plain
 from maskrcnn.errors import UserError
-from maskrcnn.export.metadata import make_metadata
 from maskrcnn.export.writers import SUFFIXES, write_model
 from maskrcnn.loading import load_model
+from maskrcnn.models.exported.metadata import make_metadata
 from maskrcnn.models.mask_rcnn import MaskRCNN
 
 PRECISIONS = ("fp32", "fp16")

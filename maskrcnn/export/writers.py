@@ -12,9 +12,9 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from maskrcnn.errors import UserError
-from maskrcnn.export.metadata import INPUTS, OUTPUTS
 from maskrcnn.export.network import ExportNetwork
 from maskrcnn.export.suppression import Suppress, onnx_translations, suppress, suppress_op
+from maskrcnn.models.exported.metadata import INPUTS, OUTPUTS
 from maskrcnn.models.mask_rcnn import MaskRCNN
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}

@@ -1,1 +1,1 @@
-"""The networks: plain nn.Modules that know no Lightning, no files and no logging."""
+"""The networks: plain nn.Modules that know no Lightning and no logging; `weights` and `exported` alone know files."""

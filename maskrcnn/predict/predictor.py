@@ -17,8 +17,8 @@ from maskrcnn.config import Config, build, compose_config, plain
 from maskrcnn.data.images import REMEDY, read_image, to_rgb_array
 from maskrcnn.data.sample import to_tensor
 from maskrcnn.errors import UserError
-from maskrcnn.export.onnx_model import OnnxModel
 from maskrcnn.loading import load_model
+from maskrcnn.models.exported.onnx_model import OnnxModel
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.tta import AugmentedMaskRCNN
 from maskrcnn.ops.masks import masks_to_rle

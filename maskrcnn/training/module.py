@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from maskrcnn.errors import UserError
 from maskrcnn.evaluation.coco import CocoMetric
 from maskrcnn.evaluation.results import to_results
-from maskrcnn.export.onnx_model import OnnxModel
+from maskrcnn.models.exported.onnx_model import OnnxModel
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.tta import AugmentedMaskRCNN
 from maskrcnn.models.weights import CHECKPOINT_KEY

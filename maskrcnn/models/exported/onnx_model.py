@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn.errors import UserError
-from maskrcnn.export.metadata import INPUTS, OUTPUTS, read_metadata
+from maskrcnn.models.exported.metadata import INPUTS, OUTPUTS, read_metadata
 from maskrcnn.models.input import ModelInput
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -81,5 +81,5 @@ def open_session(path: Path) -> Any:
 
 
 def session_metadata(session: Any, path: Path) -> dict[str, Any]:
-    """What the file says about itself, see `export/metadata.py`."""
+    """What the file says about itself, see `metadata.py` beside this."""
     return read_metadata(session.get_modelmeta().custom_metadata_map, path)
