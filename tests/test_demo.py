@@ -1,6 +1,7 @@
-"""The demo's promise: minutes on two cores, AP 0.50, and well ahead of torchvision's Mask R-CNN meanwhile.
+"""The demo's promise: minutes on two cores, AP 0.60, well ahead of torchvision's Mask R-CNN meanwhile.
 
-`pytest -n 0 -m slow -s tests/test_demo.py` prints both sides.
+And the recipe's mosaics, average, cosine and clipping are worth their while. `pytest -n 0 -m slow -s
+tests/test_demo.py` prints all sides.
 """
 
 import json
@@ -23,8 +24,8 @@ from maskrcnn.evaluation.coco import score
 
 pytestmark = pytest.mark.slow
 
-LIMIT_SECONDS = 360
-PROMISED_AP = 0.50
+LIMIT_SECONDS = 600
+PROMISED_AP = 0.60
 PROMISED_LEAD = 0.10
 BATCH = 4  # the demo's
 PEER_RATE = 0.005  # 0.02 for 16 pictures a step
@@ -32,13 +33,7 @@ PEER_RATE = 0.005  # 0.02 for 16 pictures a step
 
 def test_demo_keeps_its_promise_and_leads_torchvision(tmp_path, monkeypatch):
     run = tmp_path / "run"
-    monkeypatch.setattr(
-        sys, "argv", ["train.py", "experiment=demo", f"hydra.run.dir={run}", f"data.root={tmp_path / 'shapes'}"]
-    )
-    started = time.perf_counter()
-    train.main()
-    seconds = time.perf_counter() - started
-    ours = json.loads((run / "metrics.json").read_text())
+    ours, seconds = _train(run, monkeypatch)
 
     again = tmp_path / "again"
     monkeypatch.setattr(
@@ -47,8 +42,8 @@ def test_demo_keeps_its_promise_and_leads_torchvision(tmp_path, monkeypatch):
     evaluate.main()
     repeated = json.loads((again / "metrics.json").read_text())
 
-    peer = _train_torchvision(tmp_path / "shapes", seconds=seconds)
-    print(f"\n{seconds:.0f} s each; ours {_both(ours)}, torchvision {_both(peer)}")
+    peer, pictures = _train_torchvision(tmp_path / "shapes", seconds=seconds)
+    print(f"\n{seconds:.0f} s each; ours {_both(ours)}; torchvision {_both(peer)} after {pictures} pictures")
 
     for kind in ("box", "mask"):
         assert repeated[kind] == pytest.approx(ours[kind], abs=1e-9)
@@ -57,15 +52,34 @@ def test_demo_keeps_its_promise_and_leads_torchvision(tmp_path, monkeypatch):
     assert seconds <= LIMIT_SECONDS
 
 
+def test_switches_of_the_recipe_cost_at_most_a_point(tmp_path, monkeypatch):
+    ours, seconds = _train(tmp_path / "with", monkeypatch)
+    switched_off = ("augment=light", "ema=none", "schedule=constant", "trainer.gradient_clip_val=null")
+    plain, seconds_of_plain = _train(tmp_path / "without", monkeypatch, *switched_off)
+    print(f"\nwith them {_both(ours)} in {seconds:.0f} s, without {_both(plain)} in {seconds_of_plain:.0f} s")
+    for kind in ("box", "mask"):
+        assert ours[kind]["ap"] >= plain[kind]["ap"] - 0.01
+
+
+def _train(run, monkeypatch, *overrides):
+    """The scores of a demo in the folder `run`, and its seconds."""
+    root = f"data.root={run.parent / 'shapes'}"
+    monkeypatch.setattr(sys, "argv", ["train.py", "experiment=demo", f"hydra.run.dir={run}", root, *overrides])
+    started = time.perf_counter()
+    train.main()
+    seconds = time.perf_counter() - started
+    return json.loads((run / "metrics.json").read_text()), seconds
+
+
 def _both(scores):
     return f"box AP {scores['box']['ap']:.3f}, mask AP {scores['mask']['ap']:.3f}"
 
 
 def _train_torchvision(root, *, seconds):
-    """torchvision's Mask R-CNN, ResNet-18-FPN with BatchNorm, from random weights for `seconds`.
+    """Scores of torchvision's Mask R-CNN, ResNet-18-FPN with BatchNorm, trained for `seconds`; pictures it saw.
 
-    It gets the same files, size, batch and flip as the demo, and anchors scaled to the pictures; the optimizer is
-    that of torchvision's reference recipe at this batch size; the rest is as it comes.
+    From random weights. It gets the same files, size, batch and flip as the demo, and anchors scaled to the
+    pictures; the optimizer is that of torchvision's reference recipe at this batch size; the rest is as it comes.
     """
     torch.manual_seed(0)
     data = DetectionDataModule(
@@ -86,6 +100,7 @@ def _train_torchvision(root, *, seconds):
     started = time.perf_counter()
     rng = np.random.default_rng(0)
     dataset = data.datasets["train"]
+    pictures = 0
     model.train()
     while (elapsed := time.perf_counter() - started) < seconds:
         warmup = min(1.0, 0.01 + elapsed / (0.05 * seconds))
@@ -97,7 +112,8 @@ def _train_torchvision(root, *, seconds):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
-    return _score_torchvision(model.eval(), data)
+        pictures += BATCH
+    return _score_torchvision(model.eval(), data), pictures
 
 
 def _to_torchvision(sample, rng):
