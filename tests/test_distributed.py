@@ -103,16 +103,19 @@ def assert_one_model(folder, images=([3, 3], [2, 2])):
     assert {kind: scores[kind] for kind in ("box", "mask")} == tables[0][-1]["scores"]
 
 
-def test_sweep_on_two_devices(root, tmp_path):
-    """Plain BatchNorm, without and with the averages of EMA, which only rank 0 saves."""
+@pytest.mark.parametrize("ema", ["default", pytest.param("none,default", marks=pytest.mark.slow)])
+def test_sweep_on_two_devices(root, ema, tmp_path):
+    """Plain BatchNorm, with the averages of EMA, which only rank 0 saves, and without."""
+    jobs = ema.split(",")
     arguments = (*TRAIN, f"data.root={root}", "trainer.devices=2", "trainer.sync_batchnorm=true")
-    outcome = launch("train", "-m", *arguments, "ema=none,default", folder=tmp_path, patch=report)
+    outcome = launch("train", "-m", *arguments, f"ema={ema}", folder=tmp_path, patch=report)
     assert outcome.code == 0, outcome.err
     assert "error" not in outcome.err
-    assert outcome.out.count("trainer.sync_batchnorm: ignored on CPUs") == 2
+    assert outcome.out.count("trainer.sync_batchnorm: ignored on CPUs") == len(jobs)
     (sweep,) = (tmp_path / "outputs").iterdir()
-    assert {path.name for path in sweep.iterdir()} >= {"0", "1", "multirun.yaml"}
-    for job in ("0", "1"):
+    folders = [str(number) for number in range(len(jobs))]
+    assert {path.name for path in sweep.iterdir()} >= {*folders, "multirun.yaml"}
+    for job in folders:
         assert_one_model(sweep / job)
         assert load(sweep / job)["global_step"] == 2 * STEPS
         of_rank_0 = {".hydra/config.yaml", "metrics.csv", "metrics.json", "train.log", "checkpoints/last.ckpt"}
